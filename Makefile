@@ -1,0 +1,32 @@
+# make run    the whole pipeline on the bundled starter inputs
+# make test   lint and the test suite
+# Each first prepares this checkout (deployments/setup.sh): system packages, .venv, pinned versions.
+
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+BIN = .venv/bin
+
+.PHONY: run test lint format types setup clean
+
+run: setup
+	@$(BIN)/meissner discover --profile starter
+
+test: lint
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+setup:
+	@deployments/setup.sh
+
+clean:
+	rm -rf .venv workspace .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

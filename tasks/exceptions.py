@@ -1,0 +1,19 @@
+"""Failures that a flow treats differently. Each also inherits the builtin that it refines."""
+
+from models.exceptions import MeissnerError
+
+
+class InputError(MeissnerError, ValueError):
+    """A file, table or setting that the user gave cannot be used."""
+
+
+class WorkspaceError(MeissnerError, OSError):
+    """The workspace cannot be read or written: permission, full disk, a damaged file."""
+
+
+class MissingStageError(MeissnerError, FileNotFoundError):
+    """A stage needs what an earlier stage has not yet made."""
+
+
+class EngineError(MeissnerError, RuntimeError):
+    """A band engine is not installed, or failed for one material."""

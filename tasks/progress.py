@@ -1,0 +1,67 @@
+"""Progress of long work: plain functions take an ``Advance``, tasks hand them one that people can see.
+
+Science functions know only ``Advance``, a function called with the number of items just finished. Tasks use
+``stage_progress``, which keeps a progress artifact in Prefect's UI and tells the listeners of ``tasks.events``, and
+``leave_summary``, which leaves a stage's counts and refusals as artifacts.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext, TaskRunContext
+
+from tasks.events import StageEvent, publish
+from tasks.stages import StageReport
+from tasks.workspace import Workspace
+
+Advance = Callable[[int], None]
+SHOWN_REFUSALS = 50
+
+
+def silent(_count: int) -> None:
+    """An Advance that shows nothing."""
+
+
+@contextlib.contextmanager
+def stage_progress(stage: str, total: int) -> Iterator[Advance]:
+    """Give an Advance for ``total`` items of a stage; the artifact moves in steps of at least two percent."""
+    in_run = TaskRunContext.get() or FlowRunContext.get()
+    artifact = create_progress_artifact(0.0, description=stage) if in_run else None
+    lock = threading.Lock()
+    done, shown = 0, 0.0
+
+    def advance(count: int = 1) -> None:
+        nonlocal done, shown
+        with lock:
+            done += count
+            percent = 100.0 * done / max(total, 1)
+            publish(StageEvent(stage, done, total))
+            if artifact and (percent - shown >= 2 or done >= total):
+                update_progress_artifact(artifact, min(percent, 100.0))
+                shown = percent
+
+    publish(StageEvent(stage, 0, total))
+    yield advance
+
+
+def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:
+    """Leave a stage's counts, times and refusals as an artifact of the run; gives the report back."""
+    refused = workspace.read_table(f"stages/{report.stage}/rejected.parquet").to_pylist()
+    lines = [
+        f"# {report.stage}",
+        "Nothing to do: input, settings and code are those of the last run." if report.reused else "",
+        "| what | figure |\n|---|---|",
+        f"| rows in | {report.rows_in} |\n| refused | {report.rows_refused} |\n| seconds | {report.seconds:.1f} |",
+        *(f"| {name} | {value} |" for name, value in report.counts.items()),
+    ]
+    if refused:
+        lines += [f"\n## Refused ({len(refused)})", "| item | reason |\n|---|---|"]
+        lines += [f"| {_cell(row['item'])} | {_cell(row['reason'])} |" for row in refused[:SHOWN_REFUSALS]]
+    create_markdown_artifact("\n".join(lines), key=f"stage-{report.stage}", description=f"{report.stage}: summary")
+    return report
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,188 @@
+"""Column names, types and units of every table that passes between the stages.
+
+Units stand in the names where a number travels alone (kelvin, ev). Structures are pymatgen's JSON. Energies are in
+eV, k points in fractional coordinates of the reciprocal primitive cell.
+"""
+
+import pyarrow as pa
+
+_structure = pa.field("structure", pa.string())
+_strings = pa.list_(pa.string())
+_numbers = pa.list_(pa.float32())
+
+SUPERCONDUCTORS = pa.schema(
+    [
+        pa.field("formula", pa.string(), nullable=False),  # normalised: elements by electronegativity, reduced amounts
+        pa.field("tc_kelvin", pa.float64(), nullable=False),  # mean of the reports; 0 for a measured absence
+        pa.field("tc_std_kelvin", pa.float64(), nullable=False),  # spread of the reports, 0 for one report
+        pa.field("lowest_kelvin", pa.float64()),  # measured without superconductivity down to here; null if unknown
+        pa.field("reports", pa.int32(), nullable=False),
+        pa.field("year_first", pa.int32()),
+        pa.field("references", _strings),
+        pa.field("family", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_rows", pa.list_(pa.int32()), nullable=False),  # rows of the source file, counted from 1
+    ]
+)
+
+CRYSTALS = pa.schema(
+    [
+        pa.field("crystal_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("space_group", pa.string(), nullable=False),
+        pa.field("sites", pa.int32(), nullable=False),  # of the standardised primitive cell
+        pa.field("ordered", pa.bool_(), nullable=False),
+        pa.field("energy_above_hull_ev", pa.float64()),  # per atom; null where the source does not say
+        pa.field("crystal_source", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),
+        _structure,
+    ]
+)
+
+MATCHES = pa.schema(
+    [
+        pa.field("formula", pa.string(), nullable=False),  # the measured composition, as in SUPERCONDUCTORS
+        pa.field("tc_kelvin", pa.float64(), nullable=False),
+        pa.field("tc_std_kelvin", pa.float64(), nullable=False),
+        pa.field("year_first", pa.int32()),
+        pa.field("family", pa.string(), nullable=False),
+        pa.field("crystal_id", pa.string(), nullable=False),
+        pa.field("crystal_source", pa.string(), nullable=False),
+        pa.field("match", pa.string(), nullable=False),  # exact, similar or doped
+        pa.field("difference", pa.float64(), nullable=False),  # R of 3DSC
+        _structure,  # with the doping applied: occupancies may be below 1
+    ]
+)
+
+ORDERED = pa.schema(
+    [
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("parent_id", pa.string(), nullable=False),  # the crystal_id it was made from
+        pa.field("formula", pa.string(), nullable=False),  # of the ordered cell
+        pa.field("supercon_formula", pa.string()),  # the composition whose Tc it carries; null: nothing measured
+        pa.field("tc_kelvin", pa.float64()),  # null: nothing measured, a crystal to screen
+        pa.field("year_first", pa.int32()),
+        pa.field("family", pa.string()),
+        pa.field("match", pa.string()),
+        pa.field("space_group", pa.string(), nullable=False),
+        pa.field("sites", pa.int32(), nullable=False),
+        pa.field("ewald_energy_ev", pa.float64()),  # of the kept arrangement; null where nothing had to be ordered
+        pa.field("supercell", pa.list_(pa.int32()), nullable=False),  # 9 numbers, row by row
+        pa.field("composition_error", pa.float64(), nullable=False),  # R between asked-for and reached composition
+        pa.field("structure_hash", pa.string(), nullable=False),
+        _structure,
+    ]
+)
+
+BANDS = pa.schema(
+    [
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("chemical_system", pa.string(), nullable=False),
+        pa.field("space_group", pa.string(), nullable=False),
+        pa.field("sites", pa.int32(), nullable=False),
+        _structure,
+        pa.field("structure_hash", pa.string(), nullable=False),
+        pa.field("kpoints", pa.list_(pa.list_(pa.float64())), nullable=False),  # [k, 3] fractional, irreducible
+        pa.field("weights", pa.list_(pa.float64()), nullable=False),  # [k], sum 1
+        pa.field("grid", pa.list_(pa.int32()), nullable=False),  # divisions of the full Γ-centred grid
+        pa.field("energies", pa.list_(pa.list_(_numbers)), nullable=False),  # [spin, band, k] eV, absolute
+        pa.field("efermi", pa.float64(), nullable=False),  # eV
+        pa.field("band_gap_ev", pa.float64(), nullable=False),  # 0 for a metal
+        pa.field("electrons", pa.float64()),  # valence electrons a cell
+        pa.field("magnetic_moment", pa.float64()),  # Bohr magnetons a cell
+        pa.field("total_energy_ev", pa.float64()),
+        pa.field("dos_energies", _numbers),  # eV relative to E_F
+        pa.field("dos_s", _numbers),  # states per eV and cell, both spins
+        pa.field("dos_p", _numbers),
+        pa.field("dos_d", _numbers),
+        pa.field("engine", pa.string(), nullable=False),
+        pa.field("engine_version", pa.string(), nullable=False),
+        pa.field("engine_settings", pa.string(), nullable=False),  # JSON
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("bands_hash", pa.string(), nullable=False),  # of structure, k points, energies and E_F
+    ]
+)
+
+GRID_INDEX = pa.schema(
+    [
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),  # first index into energies.zarr
+        pa.field("parent_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("supercon_formula", pa.string()),
+        pa.field("tc_kelvin", pa.float64()),  # null: nothing measured
+        pa.field("chemical_system", pa.string(), nullable=False),
+        pa.field("year_first", pa.int32()),
+        pa.field("family", pa.string()),
+        pa.field("band_gap_ev", pa.float64(), nullable=False),
+        pa.field("crossing_bands", pa.int32(), nullable=False),  # of the 18, how many cross E_F on the grid
+        pa.field("first_band", pa.int32(), nullable=False),  # channel of the first real band; above 0 where padded
+        pa.field("real_bands", pa.int32(), nullable=False),
+        pa.field("bands_hash", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),  # of the float32 grid's bytes
+    ]
+)
+
+CANDIDATES = pa.schema(
+    [
+        pa.field("rank", pa.int32()),  # 1 is best; null for known materials and abstentions
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("space_group", pa.string(), nullable=False),
+        pa.field("tc_kelvin", pa.float64()),  # BNAS, mean of ensemble and images
+        pa.field("tc_low_kelvin", pa.float64()),  # interval of stated coverage
+        pa.field("tc_high_kelvin", pa.float64()),
+        pa.field("tc_image_spread_kelvin", pa.float64()),  # over the 24 images
+        pa.field("tc_origin", pa.string(), nullable=False),  # ensemble; out-of-fold or in-sample if trained on
+        pa.field("probability", pa.float64()),  # S2SNet, calibrated
+        pa.field("probability_low", pa.float64()),
+        pa.field("probability_high", pa.float64()),
+        pa.field("probability_origin", pa.string(), nullable=False),  # as tc_origin
+        pa.field("agree", pa.bool_()),  # both networks say superconductor, or both say not
+        pa.field("distance", pa.float64(), nullable=False),  # from the training set, in its own spread; above 1 is far
+        pa.field("abstain", pa.bool_(), nullable=False),
+        pa.field("known", pa.string(), nullable=False),  # exact, similar, doped (3DSC's classes) or none
+        pa.field("known_formula", pa.string()),
+        pa.field("known_tc_kelvin", pa.float64()),
+        pa.field("nearest_formula", pa.string()),  # nearest measured composition
+        pa.field("band_gap_ev", pa.float64(), nullable=False),
+        pa.field("hazards", _strings),  # toxic or radioactive elements
+        pa.field("score", pa.float64()),  # what the rank follows: probability x tc_kelvin
+        pa.field("bnas_version", pa.string()),
+        pa.field("s2snet_version", pa.string()),
+        _structure,
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("fold", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),  # the network or a baseline
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("tc_kelvin", pa.float64()),  # measured; null where only the class is known
+        pa.field("tc_predicted_kelvin", pa.float64()),  # null for a classifier
+        pa.field("superconductor", pa.bool_()),  # measured
+        pa.field("probability", pa.float64()),  # of being a superconductor; null for a regression
+    ]
+)
+
+FOLDS = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("fold", pa.string(), nullable=False),
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),  # train or test
+    ]
+)
+
+REJECTED = pa.schema(
+    [
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("retryable", pa.bool_(), nullable=False),  # true where the same input may pass another time
+    ]
+)

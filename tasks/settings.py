@@ -1,0 +1,241 @@
+"""Every setting of the system in one place.
+
+Four sources, the later one winning: defaults here, environment variables ``MEISSNER_…`` (nested with two
+underscores, e.g. ``MEISSNER_GPAW__CUTOFF_EV=500``), a TOML file, command-line flags. Each step has one frozen
+settings object: it makes the flow's parameters and the form in Prefect's UI, and is saved beside the step's results.
+Nothing heavy is imported here.
+"""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from tasks.exceptions import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTER = ROOT / "deployments" / "starter"
+
+
+class StepSettings(BaseModel):
+    """Base of the settings of one step: frozen, and unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CleaningSettings(StepSettings):
+    """Rules for reports of superconductivity (3DSC, Sci. Data 10, 816 (2023))."""
+
+    max_amount: float = Field(150, description="Largest amount of one element in a formula")
+    max_tc_kelvin: float = Field(145, description="Largest credible Tc at ambient pressure, kelvin")
+    max_std_kelvin: float = Field(5, description="Largest standard deviation of the reports of one composition, kelvin")
+
+
+class CrystalSettings(StepSettings):
+    """How crystals are standardised."""
+
+    symprec: float = Field(0.01, description="Tolerance of the symmetry search, angstrom")
+    max_sites: int = Field(500, description="Largest primitive cell that is read, sites")
+
+
+class MatchingSettings(StepSettings):
+    """Classes of agreement between a measured composition and a crystal (3DSC)."""
+
+    similar_r: float = Field(0.05, description="Largest total relative difference R of 'similar'")
+    similar_amount: float = Field(0.15, description="Element difference that breaks 'similar' if also relative")
+    similar_relative: float = Field(0.10, description="Relative element difference that breaks 'similar'")
+    doped_r: float = Field(0.15, description="Largest R of 'doped'")
+    doped_amount: float = Field(0.30, description="Element difference that breaks 'doped' if also relative")
+    doped_relative: float = Field(0.20, description="Relative element difference that breaks 'doped'")
+
+
+class OrderingSettings(StepSettings):
+    """How a disordered crystal becomes an ordered cell."""
+
+    max_sites: int = Field(40, description="Largest ordered cell, sites")
+    tolerance: float = Field(0.05, description="Largest R between asked-for and reached composition")
+    max_arrangements: int = Field(2000, description="Arrangements ranked by Ewald energy before a search is refused")
+    seconds: float = Field(60, description="Time limit for one crystal, seconds")
+
+
+class GpawSettings(StepSettings):
+    """The open band engine: PAW, plane waves, PBE."""
+
+    cutoff_ev: float = Field(400, gt=0, description="Plane-wave cutoff, eV")
+    smearing_ev: float = Field(0.1, gt=0, description="Fermi-Dirac width, eV")
+    scf_density: float = Field(3.0, gt=0, description="k points of the self-consistent run per inverse angstrom")
+    band_density: float = Field(4.5, gt=0, description="k points of the uniform bands per inverse angstrom")
+    extra_bands: int = Field(10, ge=1, description="Converged bands above the occupied ones (18 at least in all)")
+    seconds: float = Field(1800, gt=0, description="Wall time of one calculation, seconds")
+    retries: int = Field(1, ge=0, description="Further tries of a calculation that failed for a passing reason")
+
+
+class BandSettings(StepSettings):
+    """Where band structures come from and how many calculations run."""
+
+    engine: Literal["gpaw", "none"] = Field("gpaw", description="Engine for materials that have no bands yet")
+    bundled: str | None = Field(
+        str(STARTER / "bands.parquet"), description="Parquet file of finished bands, used where the structure agrees"
+    )
+    limit: int | None = Field(None, ge=0, description="At most so many new calculations; none: all")
+    max_sites: int = Field(8, description="Largest cell that is calculated, sites")
+    at_once: int = Field(0, ge=0, description="Calculations at once; 0: one a core")
+
+
+class GridSettings(StepSettings):
+    """From coarse bands to a sample of BNAS."""
+
+    bands: int = Field(18, description="Bands a sample")
+    mesh: int = Field(32, description="k points along each reciprocal axis")
+    star_ratio: float = Field(5, gt=1, description="Star functions per coarse k point")
+    chunk: int = Field(20, ge=1, description="Materials a task and a shard")
+
+
+class TrainingSettings(StepSettings):
+    """A training with its honest evaluation. ``config`` names the network and recipe (see models/)."""
+
+    config: str = Field("starter", description="Named network and recipe: starter or paper")
+    epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
+    folds: int = Field(5, ge=2, description="Folds of each cross-validation")
+    splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
+    ensemble: int = Field(3, ge=1, description="Networks trained on all data for prediction")
+    seed: int = Field(0, description="Seed of initial weights, folds and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+
+class TuningSettings(StepSettings):
+    """Search for BNAS hyperparameters by Optuna."""
+
+    trials: int = Field(14, ge=1, description="Trials in all, finished ones included")
+    epochs: int = Field(100, ge=1, description="Epochs a trial")
+    storage: str | None = Field(None, description="Optuna storage URL; none: SQLite in the workspace")
+    study: str = Field("bnas", description="Name of the study")
+
+
+class ScreeningSettings(StepSettings):
+    """Which materials are screened and how they are ranked."""
+
+    max_gap_ev: float = Field(0.2, ge=0, description="Largest band gap, eV")
+    limit: int | None = Field(None, ge=1, description="At most so many materials")
+    elements: tuple[str, ...] = Field((), description="Only materials that hold one of these elements")
+    max_distance: float = Field(1.0, gt=0, description="Beyond this distance from the training set the model abstains")
+    coverage: float = Field(0.9, gt=0, lt=1, description="Nominal coverage of the intervals")
+
+
+class ReportSettings(StepSettings):
+    """The finished page."""
+
+    top: int = Field(10, ge=1, description="Candidates with a panel of their own")
+
+
+class Settings(BaseSettings):
+    """All settings. ``Settings.load(profile, **flags)`` reads the sources in their order."""
+
+    model_config = SettingsConfigDict(env_prefix="MEISSNER_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    workspace: str = Field("workspace", description="Folder or fsspec URL that holds everything that is made")
+    supercon: str = Field(str(STARTER / "supercon.csv"), description="Table of reports, formula and Tc")
+    crystals: str = Field(str(STARTER / "crystals.csv"), description="Crystals: facts CSV, CIF, folder, zip, JSON")
+    workers: int = Field(0, ge=0, description="Processes for heavy work; 0: one a core")
+    mp_api_key: SecretStr | None = Field(None, description="Materials Project key")
+    cleaning: CleaningSettings = CleaningSettings()
+    crystal: CrystalSettings = CrystalSettings()
+    matching: MatchingSettings = MatchingSettings()
+    ordering: OrderingSettings = OrderingSettings()
+    bands: BandSettings = BandSettings()
+    gpaw: GpawSettings = GpawSettings()
+    grid: GridSettings = GridSettings()
+    bnas: TrainingSettings = TrainingSettings()
+    s2snet: TrainingSettings = TrainingSettings()
+    tuning: TuningSettings = TuningSettings()
+    screening: ScreeningSettings = ScreeningSettings()
+    report: ReportSettings = ReportSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags over the TOML file over the environment."""
+        file = cls._toml_file
+        toml = (TomlConfigSettingsSource(settings_cls, toml_file=file),) if file else ()
+        return (init_settings, *toml, env_settings)
+
+    _toml_file: ClassVar[Path | None] = None
+
+    @classmethod
+    def load(cls, profile: str | Path | None = None, **flags: Any) -> "Settings":
+        """Settings from the environment, the profile (a name under deployments/ or a TOML file) and flags.
+
+        Flags are nested dictionaries; ``None`` values are left out. Raises InputError with the name of the setting.
+        """
+        names = {"starter": STARTER / "profile.toml"}
+        file = names.get(str(profile), Path(profile)) if profile else None
+        if file and not file.is_file():
+            raise InputError(f"Profile {str(profile)!r} is neither one of {sorted(names)} nor a TOML file")
+        chosen = type(cls.__name__, (cls,), {"_toml_file": file, "__doc__": cls.__doc__})
+        try:
+            return cls(**dict(chosen(**_without_none(flags))))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"Setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{file} is not valid TOML: {error}") from error
+
+    @property
+    def processes(self) -> int:
+        """Worker processes: the setting, or one a core."""
+        return self.workers or os.cpu_count() or 1
+
+
+def _without_none(flags: dict[str, Any]) -> dict[str, Any]:
+    """Nested flags without those that were not given."""
+    nested = {name: _without_none(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    return {name: value for name, value in nested.items() if value is not None and value != {}}
+
+
+def settings_table() -> str:
+    """All settings as the Markdown of docs/settings.md (`python -m tasks.settings > docs/settings.md`)."""
+    lines = [
+        "# Settings",
+        "",
+        "Four sources, the later one winning: the defaults below; environment variables; a TOML file",
+        "(`--profile FILE`); command-line flags. A setting `gpaw.cutoff_ev` is `MEISSNER_GPAW__CUTOFF_EV` in the environment and, in TOML,",
+        "`cutoff_ev` under `[gpaw]`. A name that is not in this table is refused.",
+        "",
+        "| setting | type | default | what |",
+        "|---|---|---|---|",
+        *_setting_rows(Settings, ""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _setting_rows(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, StepSettings):
+            rows += _setting_rows(type(field.default), f"{prefix}{name}.")
+            continue
+        kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+        default = str(field.default).replace(str(ROOT) + os.sep, "")
+        kind = kind.replace("typing.", "").replace("|", "\\|")
+        rows.append(f"| `{prefix}{name}` | {kind} | {default} | {field.description} |")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_table())

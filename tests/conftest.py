@@ -1,0 +1,30 @@
+"""Shared fixtures. Data beside the checkout is used where it is there; a test that needs it skips with a reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTER = ROOT / "deployments" / "starter"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the data folder beside the checkout is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_harness():
+    """One Prefect server for all tests that run flows in this process."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
