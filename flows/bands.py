@@ -1,0 +1,50 @@
+"""Band structures: bundled ones are adopted, missing ones calculated, every job of every material a task run."""
+
+from jobflow import JobStore
+from maggma.stores import MemoryStore
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.bands import adopt_bundled, finish_bands, make_engine, plan_bands, prepare_calculations
+from tasks.engines import is_passing
+from tasks.jobflow_prefect import run_on_prefect
+from tasks.progress import stage_progress
+from tasks.settings import BandSettings, GpawSettings
+from tasks.stages import StageReport
+from tasks.workspace import Workspace
+
+
+@flow(name="bands")
+def bands(
+    workspace: str,
+    settings: BandSettings = BandSettings(),
+    gpaw: GpawSettings = GpawSettings(),
+    processes: int = 1,
+) -> StageReport:
+    """Give every ordered crystal its band structure.
+
+    1. adopt: bundled bands of crystals with the same structure
+    2. plan: which of the others are calculated, cheapest first
+    3. calculate: their jobs on Prefect, each finished material stored at once
+    4. finish: the index of all bands, and why the others have none
+    """
+    adopt_bundled(workspace, settings)
+    plan = plan_bands(workspace, settings, gpaw)
+    if plan.materials:
+        calculate(workspace, plan.materials, gpaw, settings.at_once or processes)
+    return finish_bands(workspace, settings, plan)
+
+
+def calculate(workspace: str, materials: tuple[str, ...], gpaw: GpawSettings, at_once: int) -> None:
+    """Calculate materials, at most so many at once; each thread waits for a process of its own."""
+    with stage_progress("bands", len(materials)) as advance, ThreadPoolTaskRunner(max_workers=at_once) as runner:
+        jobs, on_finish = prepare_calculations(Workspace(workspace), materials, make_engine(workspace, gpaw), advance)
+        run_on_prefect(
+            jobs,
+            store=JobStore(MemoryStore()),
+            log=False,
+            task_runner=runner,
+            retries=gpaw.retries,
+            retry_condition=is_passing,
+            on_finish=on_finish,
+        )

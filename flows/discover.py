@@ -1,0 +1,70 @@
+"""The whole system: from reports of superconductors to a ranked list of new candidates."""
+
+from prefect import flow
+
+from flows.refresh import refresh
+from flows.report import report as write_report
+from flows.screening import screen
+from flows.train_bnas import train_bnas
+from flows.train_s2snet import train_s2snet
+from tasks.settings import (
+    BandSettings,
+    CleaningSettings,
+    CrystalSettings,
+    GpawSettings,
+    GridSettings,
+    MatchingSettings,
+    OrderingSettings,
+    ReportSettings,
+    ScreeningSettings,
+    TrainingSettings,
+)
+from tasks.stages import StageReport
+
+
+@flow(name="discover")
+def discover(
+    workspace: str,
+    supercon: str,
+    crystals: str,
+    cleaning: CleaningSettings = CleaningSettings(),
+    crystal: CrystalSettings = CrystalSettings(),
+    matching: MatchingSettings = MatchingSettings(),
+    ordering: OrderingSettings = OrderingSettings(),
+    bands: BandSettings = BandSettings(),
+    gpaw: GpawSettings = GpawSettings(),
+    grid: GridSettings = GridSettings(),
+    bnas: TrainingSettings = TrainingSettings(),
+    s2snet: TrainingSettings = TrainingSettings(),
+    screening: ScreeningSettings = ScreeningSettings(),
+    report: ReportSettings = ReportSettings(),
+    processes: int = 1,
+) -> list[StageReport]:
+    """Run every stage; each does only what is missing.
+
+    1. refresh: clean, crystals, match, order, bands, grid
+    2. train-bnas: bands to Tc, judged on held-out folds beside the baselines
+    3. train-s2snet: crystal to superconductor or not, judged the same way
+    4. screen: both networks on every crystal, ranked
+    5. report: one page to open
+    """
+    data = refresh(
+        workspace=workspace,
+        supercon=supercon,
+        crystals=crystals,
+        cleaning=cleaning,
+        crystal=crystal,
+        matching=matching,
+        ordering=ordering,
+        bands=bands,
+        gpaw=gpaw,
+        grid=grid,
+        processes=processes,
+    )
+    return [
+        *data,
+        train_bnas(workspace, bnas, processes),
+        train_s2snet(workspace, s2snet, processes),
+        screen(workspace, screening),
+        write_report(workspace, report),
+    ]

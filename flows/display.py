@@ -1,0 +1,171 @@
+"""What the terminal shows: the stages while they run, and the result when they have."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tasks.events import StageEvent, subscribe
+from tasks.stages import StageReport
+from tasks.workspace import Workspace
+
+STAGES = ("clean", "crystals", "match", "order", "bands", "grid", "train-bnas", "train-s2snet", "screen", "report")
+HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}
+
+
+@contextlib.contextmanager
+def live_stages(console: Console, stages: Sequence[str] = STAGES) -> Iterator[None]:
+    """Show each stage with its progress; plain lines where the output is no terminal."""
+    display = _LiveStages(console, stages) if console.is_terminal else _PlainStages(console)
+    with display, subscribe(display.show):
+        yield
+
+
+def _outcome(report: StageReport) -> str:
+    refused = f", {report.rows_refused} refused" if report.rows_refused else ""
+    time = "nothing to do" if report.reused else f"{report.seconds:.1f} s"
+    return f"{report.rows_in - report.rows_refused} of {report.rows_in}{refused} · {time}"
+
+
+class _PlainStages(contextlib.AbstractContextManager["_PlainStages"]):
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def show(self, event: StageEvent) -> None:
+        if event.report:
+            self.console.print(f"{event.stage:13} {_outcome(event.report)}")
+
+
+class _LiveStages(contextlib.AbstractContextManager["_LiveStages"]):
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
+        self.progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description:13}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[outcome]}"),
+            console=console,
+        )
+        self.live = Live(self.progress, console=console, refresh_per_second=8)
+        self.bars: dict[str, TaskID] = {
+            stage: self.progress.add_task(stage, total=None, start=False, outcome="") for stage in stages
+        }
+
+    def __enter__(self) -> "_LiveStages":
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.live.__exit__(*error)
+
+    def show(self, event: StageEvent) -> None:
+        if event.stage not in self.bars:
+            return
+        bar = self.bars[event.stage]
+        if not self.progress.tasks[bar].started:
+            self.progress.start_task(bar)
+        if event.report:
+            total = event.total or self.progress.tasks[bar].total or 1
+            self.progress.update(bar, total=total, completed=total, outcome=_outcome(event.report))
+            self.progress.stop_task(bar)
+        else:
+            self.progress.update(bar, total=event.total or None, completed=event.done)
+
+
+def print_candidates(console: Console, workspace: Workspace, count: int = 10) -> None:
+    """Print the best candidates."""
+    columns = ["rank", "formula", "space_group", "tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "probability"]
+    columns += ["distance", "nearest_formula"]
+    rows = workspace.read_table("candidates/candidates.parquet", columns).to_pylist()
+    ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
+    table = Table(title=f"The {min(count, len(ranked))} best of {len(ranked)} ranked candidates", title_justify="left")
+    for heading in ("", "formula", "space group"):
+        table.add_column(heading)
+    for heading in ("Tc / K (BNAS)", "interval", "P(superconductor) (S2SNet)", "distance"):
+        table.add_column(heading, justify="right")
+    table.add_column("nearest measured")
+    for row in ranked[:count]:
+        interval = f"{row['tc_low_kelvin']:.1f} to {row['tc_high_kelvin']:.1f}"
+        numbers = (f"{row['tc_kelvin']:.2f}", interval, f"{row['probability']:.2f}", f"{row['distance']:.2f}")
+        table.add_row(str(row["rank"]), row["formula"], row["space_group"], *numbers, row["nearest_formula"])
+    console.print(table)
+
+
+def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = ("bnas", "s2snet")) -> None:
+    """Print the networks' scores beside the best baseline's, split by split."""
+    table = Table(title="Scores on held-out folds, 95 % intervals over materials", title_justify="left")
+    for heading in ("network", "split", "score", "network's", "best baseline's", "which"):
+        table.add_column(heading)
+    for name in names:
+        for row in best_baselines(workspace, name, HEADLINE[name]):
+            table.add_row(name, row["split"], HEADLINE[name], row["own"], row["best"], row["baseline"])
+    console.print(table)
+
+
+def best_baselines(workspace: Workspace, name: str, score: str) -> list[dict[str, str]]:
+    """For each split: the network's score and the best baseline's, as text."""
+    version = workspace.read_json(f"models/{name}/latest.json")["version"]
+    metrics = workspace.read_json(f"models/{name}/{version}/metrics.json")
+    rows = []
+    for split, models in metrics["scores"].items():
+        scores = {model: found[score] for model, found in models.items() if score in found}
+        own = scores.pop(name)
+        best = max(scores, key=lambda model: scores[model]["value"] or float("-inf"))
+        rows.append({"split": split, "own": _interval(own), "best": _interval(scores[best]), "baseline": best})
+    return rows
+
+
+def _interval(score: dict[str, float | None]) -> str:
+    if score["value"] is None:
+        return f"none: {score['reason']}"
+    return f"{score['value']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+
+
+def print_predictions(console: Console, predictions: Sequence[Any], form: str) -> None:
+    """Print predictions as a table, as JSON or as CSV."""
+    import json
+
+    import pandas as pd
+
+    rows = [prediction.model_dump(mode="json") for prediction in predictions]
+    if form == "json":
+        console.out(json.dumps(rows, indent=1), highlight=False)
+        return
+    if form == "csv":
+        console.out(pd.DataFrame(rows).to_csv(index=False), end="", highlight=False)
+        return
+    table = Table(title="Predictions", title_justify="left")
+    headings = (
+        "file",
+        "formula",
+        "Tc / K (BNAS)",
+        "P(superconductor) (S2SNet)",
+        "distance",
+        "measured relative",
+        "note",
+    )
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*_prediction_cells(row))
+    console.print(table)
+
+
+def _prediction_cells(row: dict[str, Any]) -> list[str]:
+    def number(name: str, form: str) -> str:
+        return "" if row[name] is None else format(row[name], form)
+
+    tc = number("tc_kelvin", ".2f")
+    if tc:
+        tc += f" ({number('tc_low_kelvin', '.1f')} to {number('tc_high_kelvin', '.1f')})"
+    cells = [row["file"], row["formula"] or "", tc, number("probability", ".2f"), number("distance", ".2f")]
+    relative = f"{row['known_formula']} ({row['known']})" if row["known_formula"] else ""
+    return [*cells, relative, row["error"] or row["note"] or ""]

@@ -1,0 +1,53 @@
+"""Ctrl-C: stop at once, leave nothing running, say how to go on."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import psutil
+
+from flows.server import Server, mark_cancelled_runs
+
+GO_ON = "\nmeissner: stopped. What is finished is kept; run the same command again to go on.\n"
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(server: Server) -> Iterator[None]:
+    """End this process and its children on SIGINT or SIGTERM, within seconds, whatever the threads are doing.
+
+    Nothing half written can remain: every result is renamed into place when it is whole.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stopper(server)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopper(server: Server):  # type: ignore[no-untyped-def]
+    def stop(number: int, _frame: FrameType | None) -> None:
+        sys.stderr.write(GO_ON)
+        sys.stderr.flush()
+        # In a thread and waited for briefly: a server that hangs must not keep a person waiting.
+        teller = threading.Thread(target=_tell, args=(server,), daemon=True)
+        teller.start()
+        teller.join(timeout=2)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        os._exit(128 + number)
+
+    return stop
+
+
+def _tell(server: Server) -> None:
+    with contextlib.suppress(Exception):
+        mark_cancelled_runs(server)

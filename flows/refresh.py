@@ -1,0 +1,60 @@
+"""From reports and crystals to the samples that both networks learn from."""
+
+from typing import Literal, get_args
+
+from prefect import flow
+from tasks.cleaning import clean_supercon
+from tasks.crystals import collect_crystals
+from tasks.matching import match_crystals
+from tasks.ordering import order_crystals
+
+from flows.bands import bands as compute_bands
+from flows.grids import grids as make_grids
+from tasks.settings import (
+    BandSettings,
+    CleaningSettings,
+    CrystalSettings,
+    GpawSettings,
+    GridSettings,
+    MatchingSettings,
+    OrderingSettings,
+)
+from tasks.stages import StageReport
+
+Until = Literal["clean", "crystals", "match", "order", "bands", "grid"]
+STAGES: tuple[Until, ...] = get_args(Until)
+
+
+@flow(name="refresh")
+def refresh(
+    workspace: str,
+    supercon: str,
+    crystals: str,
+    until: Until = "grid",
+    cleaning: CleaningSettings = CleaningSettings(),
+    crystal: CrystalSettings = CrystalSettings(),
+    matching: MatchingSettings = MatchingSettings(),
+    ordering: OrderingSettings = OrderingSettings(),
+    bands: BandSettings = BandSettings(),
+    gpaw: GpawSettings = GpawSettings(),
+    grid: GridSettings = GridSettings(),
+    processes: int = 1,
+) -> list[StageReport]:
+    """Refresh the data up to a stage.
+
+    1. clean: reports become one row a composition
+    2. crystals: standardised primitive cells, no duplicates
+    3. match: each measured composition finds its crystal, doped where need be
+    4. order: disordered crystals become cells that DFT can take
+    5. bands: bundled band structures are adopted, missing ones calculated
+    6. grid: coarse bands become 18 x 32 x 32 x 32 energies in shards
+    """
+    stages = {
+        "clean": lambda: clean_supercon(workspace, supercon, cleaning),
+        "crystals": lambda: collect_crystals(workspace, crystals, crystal),
+        "match": lambda: match_crystals(workspace, matching),
+        "order": lambda: order_crystals(workspace, ordering),
+        "bands": lambda: compute_bands(workspace, bands, gpaw, processes),
+        "grid": lambda: make_grids(workspace, grid, processes),
+    }
+    return [stages[stage]() for stage in STAGES[: STAGES.index(until) + 1]]

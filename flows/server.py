@@ -1,0 +1,187 @@
+"""The Prefect server that a run reports to: the one in your Prefect settings, or one of our own beside the workspace.
+
+Prefect is not imported before the address stands in the environment: it reads its settings once, at import.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tasks.exceptions import WorkspaceError
+from tasks.workspace import Workspace
+
+DEFAULT_PORT = 4200
+START_SECONDS = 300  # on a busy machine; 7 s on an idle one
+QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_CLI_PROMPT": "false"}
+# Flow and task logs go to the server, where they can be read by run; the terminal shows the stages.
+CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server answers, and whether this process started it."""
+
+    ui_url: str
+    owned: bool
+
+    @property
+    def api_url(self) -> str:
+        return f"{self.ui_url}/api"
+
+
+def configured_api_url() -> str | None:
+    """The Prefect API of the environment or of the active Prefect profile; None where there is none."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    if not profiles.is_file():
+        return None
+    document = tomllib.loads(profiles.read_text())
+    active = os.environ.get("PREFECT_PROFILE", document.get("active"))
+    url = document.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return str(url) if url else None
+
+
+def prefect_home(workspace: Workspace) -> Path:
+    """Folder of the embedded server's database: in a local workspace, else in the user's home."""
+    return workspace.local("prefect") if workspace.is_local else Path("~/.meissner/prefect").expanduser()
+
+
+@contextlib.contextmanager
+def prefect_server(
+    workspace: Workspace, port: int | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[Server]:
+    """A Prefect server for the time of the block, its address set for this process and its children.
+
+    In this order: the configured one, the one that `meissner ui` has open on this workspace, one started here on
+    loopback with SQLite and stopped at the end (or when this process dies, however it dies). ``meanwhile`` is called
+    while the server comes up: the place for slow imports.
+    """
+    os.environ.update({name: value for name, value in (QUIET | CONSOLE).items() if name not in os.environ})
+    if url := configured_api_url():
+        meanwhile()
+        yield Server(url.rstrip("/").removesuffix("/api"), owned=False)
+        return
+    home = prefect_home(workspace)
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
+    if found := _running_server(home):
+        os.environ["PREFECT_API_URL"] = found.api_url
+        meanwhile()
+        yield found
+        return
+    with _start_server(home, port or _free_port(), meanwhile) as server:
+        yield server
+        _send_last_logs()
+    os.environ.pop("PREFECT_API_URL")
+
+
+def _running_server(home: Path) -> Server | None:
+    with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
+        address = json.loads((home / "server.json").read_text())["ui_url"]
+        if httpx.get(f"{address}/api/health", timeout=2).status_code == httpx.codes.OK:
+            return Server(address, owned=False)
+    return None
+
+
+@contextlib.contextmanager
+def _start_server(home: Path, port: int, meanwhile: Callable[[], None]) -> Iterator[Server]:
+    server = Server(f"http://127.0.0.1:{port}", owned=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"PREFECT_UI_API_URL": server.api_url, "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+    environment.pop("PREFECT_API_URL", None)
+    with (home / "server.log").open("ab") as log:
+        # A session of its own, so that Ctrl-C reaches only us; dead with us, so that no server is left behind.
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent  # noqa: PLW1509
+        )
+    os.environ["PREFECT_API_URL"] = server.api_url
+    try:
+        meanwhile()
+        _wait_until_healthy(server, process, home)
+        (home / "server.json").write_text(json.dumps({"ui_url": server.ui_url, "pid": process.pid}))
+        yield server
+    finally:
+        (home / "server.json").unlink(missing_ok=True)
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_healthy(server: Server, process: subprocess.Popen, home: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.api_url}/health", timeout=2).status_code == httpx.codes.OK:
+                return
+        time.sleep(0.2)
+    process.kill()
+    last = (home / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
+    raise WorkspaceError(f"The Prefect server did not start; last line of {home / 'server.log'}: {' '.join(last)}")
+
+
+def _send_last_logs() -> None:
+    """Wait for the logs and events still on their way, or they would find the server gone."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=5)
+        EventsWorker.drain_all(timeout=5)
+
+
+def _free_port() -> int:
+    for port in (DEFAULT_PORT, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise WorkspaceError("No free port on 127.0.0.1 for the Prefect server")
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def mark_crashed_runs(server: Server) -> int:
+    """Mark flow runs that a dead process left "Running" as crashed; returns how many.
+
+    Only where the server was just started by this process: then nothing else can be running on it.
+    """
+    if not server.owned:
+        return 0
+    reason = "The process that ran it is gone; the next run goes on from what it finished."
+    state = {"type": "CRASHED", "name": "Crashed", "message": reason}
+    return _set_running_states(server, state, timeout=10)
+
+
+def mark_cancelled_runs(server: Server) -> int:
+    """Mark the running flow runs as cancelled, quickly, when a person stops the run."""
+    return _set_running_states(server, {"type": "CANCELLED", "name": "Cancelled", "message": "Ctrl-C"}, timeout=1.5)
+
+
+def _set_running_states(server: Server, state: dict[str, str], timeout: float) -> int:
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+    with httpx.Client(base_url=server.api_url, timeout=timeout) as client:
+        runs = client.post("/flow_runs/filter", json=running).json()
+        for run in runs:
+            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True})
+    return len(runs)

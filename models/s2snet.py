@@ -1,0 +1,377 @@
+"""S2SNet: from a crystal structure to the probability of superconductivity (Liu et al., "S2SNet", arXiv:2306.16270).
+
+Two readings by name in ``CONFIGS``. ``paper`` follows the paper as printed: distance from the centre of the cell as
+position, attention within 2 angstrom, Set2Set, cell lengths. ``s2snet`` and the smaller ``starter`` are ours; they
+differ where the paper's choice depends on the description of the crystal instead of the crystal:
+
+- positions: how many atoms stand at each distance from an atom, periodic images included, instead of the distance
+  from the centre of an arbitrary cell;
+- attention: over all periodic images within a cutoff, one softmax over images (their logarithmic sum is the bias of a
+  pair of atoms, as in Crystalformer, Taniai et al., ICLR 2024), instead of a bare mask;
+- elements: Magpie properties joined to the learned embedding, and their statistics over the crystal at the head;
+- lattice: volume per atom instead of the lengths of the chosen cell vectors.
+
+So ours give the same answer for any choice of origin, orientation, cell vectors, supercell and order of the atoms.
+
+Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers, K Gaussians, P element properties.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from torch.nn import functional
+
+from models.crystals import ELEMENTS, MASKED, PADDING, CrystalBatch
+from models.training import Recipe
+
+NO_TARGET = -100  # an atom whose element is not asked for; what cross_entropy ignores
+FARTHEST = 30.0  # largest exponent of a Gaussian: e^-30 is nothing, and smaller numbers are slow on a CPU
+TINY_WEIGHT = 1e-12  # of a neighbour at the cutoff; keeps its logarithm finite
+
+
+class S2SNetConfig(BaseModel):
+    """Architecture; each switch stands where the paper (P), its published code (C) and we differ."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(512, ge=1, description="Width D of the embeddings (P 512)")
+    layers: int = Field(10, ge=1, description="Attention layers (P 10)")
+    heads: int = Field(16, ge=1, description="Attention heads (C 16)")
+    feed_forward: int = Field(2048, ge=1, description="Inner width of the feed-forward networks (C 2048)")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout (C 0.3)")
+    scale_embedding: bool = Field(False, description="Multiply embeddings by sqrt(D) (C)")
+    properties: bool = Field(False, description="Add a linear map of the element's Magpie properties (ours)")
+    positions: Literal["centre", "environment"] = Field("centre", description="centre (P, C) or environment (ours)")
+    gaussians: int = Field(512, ge=2, description="Gaussians that expand a distance (P 512)")
+    reach: float = Field(5.12, gt=0, description="Centre of the last Gaussian, angstrom (P 5.12)")
+    sigma: float = Field(2.0, gt=0, description="Width in exp(-(d - d0)^2 / sigma^2), angstrom (P 2, C 0.5)")
+    position_sum: Literal["add", "normalised"] = Field("add", description="add (P) or normalised (C)")
+    attention: Literal["radius", "all", "periodic"] = Field(
+        "radius", description="radius (P), all (C), periodic (ours)"
+    )
+    radius: float = Field(2.0, gt=0, description="Cutoff of radius and periodic attention, angstrom (P 2)")
+    set2set_steps: int = Field(10, ge=1, description="Processing steps of Set2Set (C 10)")
+    lattice: Literal["lengths", "matrix", "volume", "none"] = Field("lengths", description="P lengths, C matrix")
+    composition: bool = Field(False, description="Join statistics of element properties at the head (ours)")
+    head_layers: Literal[2, 4] = Field(2, description="Fully connected layers at the end (P 2, C 4)")
+
+
+class NamedConfig(NamedTuple):
+    """A network and how it is trained; ``freeze`` keeps the pre-trained trunk fixed in fine-tuning (P)."""
+
+    network: S2SNetConfig
+    pretraining: Recipe
+    finetuning: Recipe
+    freeze: bool
+
+
+class S2SNet(nn.Module):
+    """Embedding, attention layers, Set2Set and two heads: superconductor or not, and the masked element."""
+
+    properties: torch.Tensor  # (97, P)
+
+    def __init__(self, config: S2SNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(MASKED + 1, config.width, padding_idx=PADDING)
+        self.register_buffer("properties", torch.from_numpy(element_properties().copy()))
+        self.property_map = _optional(config.properties, lambda: nn.Linear(self.properties.shape[1], config.width))
+        self.radial = Gaussians(config)
+        self.position_map = nn.Linear(config.gaussians, config.width)
+        self.position_norm = _optional(config.position_sum == "normalised", lambda: nn.LayerNorm(config.width))
+        self.image_weights = _optional(
+            config.attention == "periodic", lambda: nn.Linear(config.gaussians, config.layers * config.heads)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.masked_head = nn.Linear(config.width, ELEMENTS)
+        self.head = CrystalHead(config, self.properties.shape[1])
+
+    def forward(self, batch: CrystalBatch, *, masked: bool = False) -> torch.Tensor:
+        """Logits: (B,) of being a superconductor, or (B, N, 95) of the element of each atom if ``masked``."""
+        atoms = self.encode(batch)
+        return self.masked_head(atoms) if masked else self.classify(atoms, batch)
+
+    def encode(self, batch: CrystalBatch) -> torch.Tensor:
+        """(B, N, D) embeddings of the atoms after all attention layers; padding holds numbers without meaning."""
+        expanded = self._expand(batch)
+        atoms = self._embed(batch, expanded)
+        biases = self._attention_biases(batch, expanded)
+        for layer, bias in zip(self.layers, biases, strict=True):
+            atoms = layer(atoms, bias)
+        return self.norm(atoms)
+
+    def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
+        """(B,) logits from the (B, N, D) embeddings of the atoms."""
+        return self.head(atoms, batch, self.properties)
+
+    def freeze_trunk(self) -> None:
+        """Keep embedding, attention layers and Set2Set as they are (P); only the head learns."""
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        self.head.aggregate.requires_grad_(False)
+
+    def _expand(self, batch: CrystalBatch) -> torch.Tensor:
+        """(E, K) Gaussians of the pairs; no rows where this configuration needs none."""
+        needed = self.config.attention == "periodic" or self.config.positions == "environment"
+        return self.radial(batch.distances if needed else batch.distances[:0])
+
+    def _embed(self, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
+        atoms = self.embedding(batch.numbers)
+        if self.config.scale_embedding:
+            atoms = atoms * math.sqrt(self.config.width)
+        if self.property_map is not None:
+            atoms = atoms + self.property_map(self.properties[batch.numbers])
+        positions = self.position_map(self._positions(batch, expanded))
+        if self.position_norm is None:
+            return atoms + positions
+        return self.position_norm(atoms + self.dropout(functional.gelu(positions)))
+
+    def _positions(self, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
+        """(B, N, K) what an atom is told of its place."""
+        mask = batch.mask.unsqueeze(-1)
+        if self.config.positions == "centre":
+            centre = batch.positions.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+            return self.radial((batch.positions - centre).norm(dim=-1)) * mask
+        others = (batch.distances > 0).unsqueeze(-1)
+        expanded = expanded * _cutoff(batch.distances, self.config.radius) * others
+        size, atoms = batch.numbers.shape
+        counts = expanded.new_zeros(size * atoms, expanded.shape[-1])
+        return counts.index_add(0, batch.pairs // atoms, expanded).view(size, atoms, -1)
+
+    def _attention_biases(self, batch: CrystalBatch, expanded: torch.Tensor) -> list[torch.Tensor]:
+        """L biases, (B, 1, N, N) or (B, H, N, N), -inf where an atom does not attend; padding attends to anything."""
+        mask = batch.mask
+        if self.config.attention == "all":
+            allowed = mask[:, None, :].expand(-1, mask.shape[1], -1)
+        else:
+            allowed = batch.pair_mask(self.config.radius)
+        blocked = ~allowed & mask[:, :, None]
+        if self.image_weights is None:
+            bias = torch.zeros_like(blocked, dtype=batch.distances.dtype).masked_fill(blocked, -torch.inf)
+            return [bias.unsqueeze(1)] * self.config.layers
+        weights = functional.softplus(self.image_weights(expanded)) * _cutoff(batch.distances, self.config.radius)
+        total = weights.new_zeros(blocked.numel(), weights.shape[-1]).index_add(0, batch.pairs, weights)
+        bias = total.clamp(min=TINY_WEIGHT).log().masked_fill(blocked.view(-1, 1), -torch.inf)
+        bias = bias.view(*blocked.shape, self.config.layers, self.config.heads).permute(3, 0, 4, 1, 2)
+        return list(bias.unbind(0))
+
+
+class Gaussians(nn.Module):
+    """exp(-(d - d0)^2 / sigma^2) for K centres d0 evenly from 0 to ``reach``; (...) angstrom to (..., K)."""
+
+    centres: torch.Tensor  # (K,)
+
+    def __init__(self, config: S2SNetConfig) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(0, config.reach, config.gaussians), persistent=False)
+        self.sigma = config.sigma
+
+    def forward(self, distances: torch.Tensor) -> torch.Tensor:
+        squared = ((distances.unsqueeze(-1) - self.centres) / self.sigma) ** 2
+        return torch.exp(-squared.clamp(max=FARTHEST))
+
+
+class AttentionLayer(nn.Module):
+    """Pre-norm attention and feed-forward network (C); attention as softmax(q k / sqrt(d) + bias) v."""
+
+    def __init__(self, config: S2SNetConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm = nn.LayerNorm(config.width)
+        self.queries_keys_values = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, config.feed_forward),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.feed_forward, config.width),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, atoms: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) and a bias that broadcasts to (B, H, N, N), to (B, N, D)."""
+        size, count, width = atoms.shape
+        parts = self.queries_keys_values(self.norm(atoms)).view(size, count, 3, self.heads, -1)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        mixed = self.out(mixed.transpose(1, 2).reshape(size, count, width))
+        atoms = atoms + functional.dropout(mixed, self.dropout, self.training)
+        return atoms + self.feed_forward(atoms)
+
+
+class Set2Set(nn.Module):
+    """Order-free summary of a set (Vinyals, Bengio and Kudlur, "Order Matters", ICLR 2016, section 4.2)."""
+
+    def __init__(self, width: int, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.lstm = nn.LSTMCell(2 * width, width)
+
+    def forward(self, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) items, of which (B, N) ``mask`` are true, to (B, 2 D): the last query and what it read."""
+        query = cell = items.new_zeros(items.shape[0], items.shape[2])
+        summary = torch.cat([query, query], dim=1)
+        for _ in range(self.steps):
+            query, cell = self.lstm(summary, (query, cell))
+            scores = torch.einsum("bnd,bd->bn", items, query).masked_fill(~mask, -torch.inf)
+            summary = torch.cat([query, torch.einsum("bn,bnd->bd", scores.softmax(dim=1), items)], dim=1)
+        return summary
+
+
+class CrystalHead(nn.Module):
+    """From atoms to one logit a crystal: Set2Set, lattice, composition, fully connected layers."""
+
+    def __init__(self, config: S2SNetConfig, properties: int) -> None:
+        super().__init__()
+        self.config = config
+        inputs = {"lengths": 3, "matrix": 9, "volume": 1}.get(config.lattice, 0)
+        self.aggregate = Set2Set(config.width, config.set2set_steps)
+        self.lattice_map = _optional(inputs > 0, lambda: nn.Linear(inputs, 2 * config.width))
+        self.composition_map = _optional(
+            config.composition, lambda: nn.Sequential(nn.Linear(4 * properties, 2 * config.width), nn.GELU())
+        )
+        width = config.width * (4 if config.composition else 2)
+        hidden = [config.width] * (config.head_layers - 1)
+        layers: list[nn.Module] = []
+        for into, out in zip([width, *hidden], hidden, strict=False):
+            layers += [nn.Dropout(config.dropout), nn.Linear(into, out), nn.GELU()]
+        self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+
+    def forward(self, atoms: torch.Tensor, batch: CrystalBatch, properties: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) embeddings to (B,) logits."""
+        crystal = self.aggregate(atoms, batch.mask)
+        if self.lattice_map is not None:
+            crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
+        if self.composition_map is not None:
+            statistics = composition_statistics(properties[batch.numbers], batch.mask)
+            crystal = torch.cat([crystal, self.composition_map(statistics)], dim=1)
+        return self.fully_connected(crystal).squeeze(-1)
+
+
+def composition_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, N, P) numbers of the atoms to (B, 4 P): mean, mean absolute deviation, smallest and largest."""
+    inside = mask.unsqueeze(-1)
+    count = inside.sum(dim=1)
+    mean = (values * inside).sum(dim=1) / count
+    deviation = ((values - mean.unsqueeze(1)).abs() * inside).sum(dim=1) / count
+    lowest = values.masked_fill(~inside, torch.inf).amin(dim=1)
+    highest = values.masked_fill(~inside, -torch.inf).amax(dim=1)
+    return torch.cat([mean, deviation, lowest, highest], dim=1)
+
+
+@functools.cache
+def element_properties() -> np.ndarray:
+    """(97, P) float32 Magpie properties by atomic number, each of mean 0 and deviation 1 over the elements.
+
+    Rows of padding and of the mask are 0; so is what Magpie does not know. Source: Ward et al., npj Comput. Mater. 2,
+    16028 (2016), by matminer.
+    """
+    from matminer.featurizers.composition import ElementProperty
+    from pymatgen.core import Element
+
+    preset = ElementProperty.from_preset("magpie")
+    elements = [Element.from_Z(number) for number in range(1, ELEMENTS + 1)]
+    known = [[preset.data_source.get_elemental_property(e, name) for name in preset.features] for e in elements]
+    values = np.array(known, dtype=np.float64)
+    values = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
+    table = np.zeros((MASKED + 1, values.shape[1]), dtype=np.float32)
+    table[1 : ELEMENTS + 1] = np.nan_to_num(values)
+    return table
+
+
+def mask_atoms(
+    batch: CrystalBatch, generator: torch.Generator, fraction: float = 0.15, at_least: int = 2
+) -> tuple[CrystalBatch, torch.Tensor]:
+    """Hide the elements of some atoms of each crystal.
+
+    At least ``at_least`` atoms and ``fraction`` of the atoms are hidden, drawn by ``generator`` (on the CPU); one atom
+    of a crystal always stays visible, so a crystal of one atom has none hidden.
+
+    Returns
+    -------
+    tuple
+        The batch with hidden elements, and (B, N) int64 targets: atomic number - 1 where hidden, -100 elsewhere.
+    """
+    mask = batch.mask
+    atoms = mask.sum(dim=1)
+    count = (atoms * fraction).ceil().long().clamp(min=at_least).minimum(atoms - 1)
+    draw = torch.rand(mask.shape, generator=generator).to(mask.device).masked_fill(~mask, 2.0)
+    hidden = draw.argsort(dim=1).argsort(dim=1) < count[:, None]
+    targets = torch.where(hidden, batch.numbers - 1, NO_TARGET)
+    numbers = batch.numbers.masked_fill(hidden, MASKED)
+    return CrystalBatch(numbers, batch.positions, batch.lattices, batch.pairs, batch.distances), targets
+
+
+def _cutoff(distances: torch.Tensor, radius: float) -> torch.Tensor:
+    """(E, 1) weight that falls smoothly from 1 at 0 to 0 at ``radius``."""
+    return (0.5 * (torch.cos(math.pi * distances.clamp(max=radius) / radius) + 1)).unsqueeze(-1)
+
+
+def _lattice_numbers(kind: str, batch: CrystalBatch) -> torch.Tensor:
+    if kind == "lengths":
+        return batch.lattices.norm(dim=-1)
+    if kind == "matrix":
+        return batch.lattices.flatten(1)
+    volume = torch.linalg.det(batch.lattices).abs() / batch.mask.sum(dim=1)
+    return volume.log().unsqueeze(-1)
+
+
+def _optional(wanted: bool, make: Callable[[], nn.Module]) -> nn.Module | None:
+    return make() if wanted else None
+
+
+_PAPER = S2SNetConfig()
+_STARTER = S2SNetConfig(
+    width=48,
+    layers=2,
+    heads=4,
+    feed_forward=96,
+    dropout=0.2,
+    properties=True,
+    positions="environment",
+    gaussians=24,
+    reach=5.0,
+    sigma=0.3,
+    position_sum="normalised",
+    attention="periodic",
+    radius=5.0,
+    set2set_steps=3,
+    lattice="volume",
+    composition=True,
+)
+_TINY = _STARTER.model_copy(update={"width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "gaussians": 8})
+
+CONFIGS = {
+    "paper": NamedConfig(
+        _PAPER,
+        Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0),
+        Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0),
+        freeze=True,
+    ),
+    "s2snet": NamedConfig(
+        _STARTER.model_copy(update={"width": 64, "layers": 3, "feed_forward": 128}),
+        Recipe(epochs=20, batch_size=32, learning_rate=1e-3, schedule="cosine", warmup=0.05, clip=1.0),
+        Recipe(
+            epochs=30, batch_size=32, learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05, clip=1.0
+        ),
+        freeze=False,
+    ),
+    "starter": NamedConfig(
+        _STARTER,
+        Recipe(epochs=10, batch_size=16, learning_rate=1e-3, schedule="cosine", warmup=0.05, clip=1.0),
+        Recipe(
+            epochs=20, batch_size=16, learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05, clip=1.0
+        ),
+        freeze=False,
+    ),
+    "tiny": NamedConfig(_TINY, Recipe(epochs=2), Recipe(epochs=2), freeze=False),
+}

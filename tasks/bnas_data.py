@@ -1,0 +1,171 @@
+"""What BNAS learns from: the labelled grids, their audited folds, and the plan of a training cut into parts."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from models.bnas import CONFIGS, BnasConfig
+from models.splits import Fold, check_leakage, composition_key, connected_groups, leakage_table, make_folds
+from models.training import Recipe, resolve_device
+from tasks.exceptions import InputError
+from tasks.model_store import model_folder, model_version
+from tasks.settings import TrainingSettings
+from tasks.shards import INDEX
+from tasks.stages import hash_text
+from tasks.workspace import Workspace
+
+NAME = "bnas"
+CODE_VERSION = 1  # raised by hand when the same data and settings would give other networks or scores
+MIN_LABELLED = 10
+
+
+class Part(BaseModel):
+    """One piece of the training: a network or the baselines on a fold, or a network of the ensemble."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["fold", "baselines", "member"]
+    split: str = ""
+    number: int
+    file: str
+
+    @property
+    def name(self) -> str:
+        """Name for people, such as ``random-0``."""
+        return f"{self.split or 'ensemble'}-{self.number}"
+
+
+class TrainingPlan(BaseModel):
+    """What a training consists of; small enough to pass between tasks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    data: str
+    config: BnasConfig
+    recipe: Recipe
+    folds: tuple[Part, ...]
+    baselines: tuple[Part, ...]
+    members: tuple[Part, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts."""
+        return self.folds + self.baselines + self.members
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled rows of the grid index, by material id."""
+
+    table: pa.Table
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a column."""
+        return list(self.table[name].to_pylist())
+
+    @property
+    def tc_kelvin(self) -> np.ndarray:
+        """(n,) kelvin."""
+        return np.asarray(self.table["tc_kelvin"].to_numpy(), dtype=np.float64)
+
+    @property
+    def formulas(self) -> list[str]:
+        """The measured composition where it is known, or that of the ordered cell."""
+        pairs = zip(self.column("supercon_formula"), self.column("formula"), strict=True)
+        return [measured or formula for measured, formula in pairs]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Groups of related materials: one chemical system, parent crystal or composition."""
+        keys = [composition_key(formula) for formula in self.formulas]
+        return connected_groups(self.column("chemical_system"), self.column("parent_id"), keys)
+
+
+def read_labelled(workspace: Workspace) -> Labelled:
+    """The materials to learn from; InputError where they are too few or of one class only."""
+    index = workspace.read_table(INDEX)
+    table = index.filter(pc.is_valid(index["tc_kelvin"])).sort_by("material_id")
+    labelled = Labelled(table)
+    positive = int((labelled.tc_kelvin > 0).sum())
+    if len(table) < MIN_LABELLED or not 0 < positive < len(table):
+        raise InputError(
+            f"BNAS needs grids of at least {MIN_LABELLED} materials with a measured Tc, superconductors and others "
+            f"among them; {INDEX} in the workspace {workspace.url} has {len(table)}: {positive} superconductors and "
+            f"{len(table) - positive} others"
+        )
+    return labelled
+
+
+def choose_network(settings: TrainingSettings) -> tuple[BnasConfig, Recipe]:
+    """The named network and recipe with the settings' epochs and seed; InputError for an unknown name."""
+    if settings.config not in CONFIGS:
+        raise InputError(f"BNAS has no configuration {settings.config!r}; choose one of {', '.join(sorted(CONFIGS))}")
+    config, recipe = CONFIGS[settings.config]
+    changes = {"seed": settings.seed} | ({"epochs": settings.epochs} if settings.epochs else {})
+    return config, recipe.model_copy(update=changes)
+
+
+def cross_validations(labelled: Labelled, settings: TrainingSettings) -> dict[str, list[Fold]]:
+    """Folds of every split in the settings."""
+    common = {"size": len(labelled.table), "folds": settings.folds, "seed": settings.seed}
+    superconductor, groups = labelled.tc_kelvin > 0, labelled.groups
+    given: dict[str, dict[str, Any]] = {
+        "random": {"labels": superconductor},
+        "chemical-system": {"labels": superconductor, "groups": groups},
+        "family": {"groups": labelled.column("family"), "related": groups},
+        "year": {"years": labelled.column("year_first"), "related": groups},
+    }
+    return {split: make_folds(split, **common, **given.get(split, {})) for split in settings.splits}
+
+
+def audit(labelled: Labelled, folds: dict[str, list[Fold]]) -> dict[str, list[dict[str, Any]]]:
+    """Table of what stands on both sides of each fold; ModelInputError where a split leaks what it must not."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    columns = {"material_ids": "material_id", "parents": "parent_id", "systems": "chemical_system"}
+    values = {key: labelled.column(name) for key, name in columns.items()}
+    for split, members in folds.items():
+        for fold in members:
+            table = leakage_table(fold, formulas=labelled.formulas, **values)
+            check_leakage(split, table, fold.name)
+            found.setdefault(split, []).append({"fold": fold.name, **table})
+    return found
+
+
+def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:
+    """Check the data at the door, make and audit the folds, and name the parts."""
+    resolve_device(settings.device)
+    labelled = read_labelled(workspace)
+    config, recipe = choose_network(settings)
+    folds = cross_validations(labelled, settings)
+    audit(labelled, folds)
+    content = labelled.table.select(
+        ["material_id", "sha256", "tc_kelvin", "formula", "supercon_formula", "parent_id", "family", "year_first"]
+    )
+    data = hash_text(*(str(row) for row in content.to_pylist()))
+    asked = {"network": config.model_dump(), "recipe": recipe.model_dump(), "splits": settings.splits}
+    version = model_version(
+        data=data,
+        config=asked | {"folds": settings.folds, "ensemble": settings.ensemble},
+        seed=settings.seed,
+        code_version=CODE_VERSION,
+    )
+    folder = f"{model_folder(NAME, version)}/parts"
+    keys = [(split, number) for split, members in folds.items() for number in range(len(members))]
+    return TrainingPlan(
+        version=version,
+        data=data,
+        config=config,
+        recipe=recipe,
+        folds=tuple(Part(kind="fold", split=s, number=n, file=f"{folder}/{s}-{n}.parquet") for s, n in keys),
+        baselines=tuple(
+            Part(kind="baselines", split=s, number=n, file=f"{folder}/{s}-{n}-baselines.parquet") for s, n in keys
+        ),
+        members=tuple(
+            Part(kind="member", number=n, file=f"{folder}/member-{n}.safetensors") for n in range(settings.ensemble)
+        ),
+    )

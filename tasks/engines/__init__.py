@@ -1,0 +1,54 @@
+"""Band engines: what turns a crystal into a coarse uniform band structure."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tasks.exceptions import EngineError
+
+if TYPE_CHECKING:
+    from jobflow import Flow
+    from pymatgen.core import Structure
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can run on this machine, and if not, why."""
+
+    available: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+class PassingEngineError(EngineError):
+    """A calculation failed for a reason that may be gone another time: its process was killed, or a disk was full."""
+
+
+class BandEngine(Protocol):
+    """One way to compute bands. ``settings_json`` is what a result depends on, and is stored beside it."""
+
+    name: str
+
+    @property
+    def version(self) -> str:
+        """Version of the program and of its data."""
+        ...
+
+    @property
+    def settings_json(self) -> str:
+        """Every setting that the result depends on, as JSON with sorted keys."""
+        ...
+
+    def available(self) -> Availability:
+        """Whether the engine can run here; cheap."""
+        ...
+
+    def make(self, structure: "Structure", material_id: str) -> "Flow":
+        """A jobflow Flow whose output is a dictionary with the columns of the table BANDS."""
+        ...
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether another try of the same calculation may succeed."""
+    return isinstance(error, PassingEngineError | MemoryError | ConnectionError)

@@ -1,0 +1,266 @@
+"""Figures of the report that speak of many materials: scores, parity, ROC, densities of states, elements.
+
+Each function gives a matplotlib Figure, made without pyplot, so that it works in any thread and never opens a window.
+Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+from pymatgen.core import Element
+
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#F0E442",
+)
+INK, QUIET, FAINT = "#1b2530", "#5b6875", "#c9d1d9"
+ORBITAL_COLOURS = {"s": BLUE, "p": ORANGE, "d": GREEN}
+TC_TICKS = (0, 1, 3, 10, 30, 100)
+TC_RANGES = {"below 1 K": (0, 1), "1 to 10 K": (1, 10), "above 10 K": (10, np.inf)}
+LAST_ELEMENT = 103
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.hashsalt": "meissner",  # the same figure is the same file
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def parity_figure(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
+    """Measured against predicted Tc, a panel for each split.
+
+    Parameters
+    ----------
+    panels
+        By title, the measured and the out-of-fold predicted Tc, each (n,) kelvin. Axes are linear in ln(Tc/K + 1),
+        the label that BNAS learns.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(panels), 4.0), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        values = [np.asarray(array, dtype=float) for pair in panels.values() for array in pair]
+        top = max((float(array.max()) for array in values if array.size), default=1.0) * 1.15 + 0.5
+        for axis, (title, (measured, predicted)) in zip(axes, panels.items(), strict=True):
+            axis.plot([0, top], [0, top], color=FAINT, linewidth=1.2, zorder=0)
+            axis.scatter(measured, predicted, s=15, color=BLUE, alpha=0.55, linewidths=0)
+            _tc_axes(axis, top)
+            axis.set_title(f"{title} ({len(np.asarray(measured))} materials)")
+            axis.set_xlabel("measured $T_c$ (K)")
+        axes[0].set_ylabel("predicted $T_c$ (K), held out")
+        return figure
+
+
+def score_figure(splits: Mapping[str, Mapping[str, Interval]], network: str, label: str) -> Figure:
+    """Scores of a network and its baselines with their intervals, a panel for each split.
+
+    Parameters
+    ----------
+    splits
+        By split, the score of each model; the model called ``network`` is drawn in colour.
+    label
+        Name of the score with its unit.
+    """
+    models = sorted({name for scores in splits.values() for name in scores}, key=lambda name: (name != network, name))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(splits), 0.9 + 0.36 * len(models)), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(splits), sharey=True, sharex=True))
+        for axis, (split, scores) in zip(axes, splits.items(), strict=True):
+            for place, model in enumerate(models):
+                if model in scores:
+                    _score_bar(axis, place, scores[model], VERMILION if model == network else SKY)
+            axis.set_yticks(range(len(models)), models)
+            axis.set_ylim(len(models) - 0.4, -0.6)
+            axis.set_title(split)
+            axis.set_xlabel(label)
+            axis.axvline(0, color=QUIET, linewidth=0.8)
+            axis.grid(axis="x", color=FAINT, linewidth=0.5)
+            axis.set_axisbelow(True)
+            axis.tick_params(left=False)
+        lowest = min((score.value for scores in splits.values() for score in scores.values()), default=0)
+        axes[0].set_xlim(left=max(min(0, lowest * 1.1), -1.0))
+        return figure
+
+
+def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], network: str) -> Figure:
+    """Receiver operating characteristic of a network and its baselines, a panel for each split.
+
+    Parameters
+    ----------
+    panels
+        By split and model, the labels (n,) 0/1 and the held-out probabilities (n,).
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    others = [GREEN, PURPLE, ORANGE, SKY, BLUE, YELLOW, QUIET, INK]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(panels), 4.0), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        for axis, (split, models) in zip(axes, panels.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
+            colours = iter(others * 3)
+            for model, (label, probability) in sorted(models.items(), key=lambda item: item[0] != network):
+                if len(np.unique(label)) < 2:
+                    continue
+                false, true, _ = roc_curve(label, probability)
+                own = model == network
+                area = roc_auc_score(label, probability)
+                axis.plot(
+                    false,
+                    true,
+                    label=f"{model}: {area:.3f}",
+                    color=VERMILION if own else next(colours),
+                    linewidth=2.2 if own else 1.0,
+                    zorder=3 if own else 2,
+                )
+            axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+            axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, loc="lower right")
+        axes[0].set_ylabel("true positive rate")
+        return figure
+
+
+def dos_figure(groups: Mapping[str, tuple[NDArray, NDArray]], energies: NDArray) -> Figure:
+    """Mean s, p and d densities of states of groups of materials.
+
+    Parameters
+    ----------
+    groups
+        By name, the mean densities (3, n_energies) in states per eV and atom in the order s, p, d, and the number of
+        materials as an array of size 1.
+    energies
+        (n_energies,) eV relative to E_F.
+    """
+    styles = [(SKY, "-"), (BLUE, "-"), (VERMILION, "-"), (PURPLE, "--")]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        axes = figure.subplots(1, 3, sharex=True)
+        for axis, orbital, row in zip(axes, "spd", range(3), strict=True):
+            for (name, (densities, count)), (colour, line) in zip(groups.items(), styles, strict=False):
+                label = f"{name} ({int(count)})"
+                axis.plot(energies, densities[row], color=colour, linestyle=line, linewidth=1.4, label=label)
+            axis.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
+            axis.set(title=f"{orbital} states", xlabel="$E - E_F$ (eV)", xlim=(energies[0], energies[-1]))
+            axis.set_ylim(bottom=0)
+        axes[0].set_ylabel("mean density (states / eV / atom)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8.5)
+        return figure
+
+
+def element_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
+    """How often each element occurs, as one periodic table a group.
+
+    Parameters
+    ----------
+    groups
+        By title, the share of materials (0 to 1) that hold each element, by symbol. All tables share one logarithmic
+        colour scale, so that they can be compared.
+    """
+    shares = [share for group in groups.values() for share in group.values() if share > 0]
+    low, high = (min(shares), max(shares)) if shares else (0.01, 1.0)
+    norm = LogNorm(100 * low, 100 * max(high, low * 1.01))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4 * len(groups), 3.9), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(groups)))
+        for axis, (title, group) in zip(axes, groups.items(), strict=True):
+            for number in range(1, LAST_ELEMENT + 1):
+                element = Element.from_Z(number)
+                _element_box(axis, element, 100 * group.get(element.symbol, 0.0), norm)
+            axis.set(xlim=(0.4, 18.6), ylim=(9.9, 0.4), aspect="equal")
+            axis.set_title(title)
+            axis.axis("off")
+        scale = mpl.cm.ScalarMappable(norm, "cividis_r")
+        bar = figure.colorbar(scale, ax=axes, orientation="horizontal", shrink=0.4, aspect=40, pad=0.02)
+        bar.set_label("materials that hold the element (%)")
+        bar.ax.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        bar.ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        return figure
+
+
+def mean_densities(
+    tables: Sequence[Mapping[str, Any]], energies: NDArray
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Mean s, p, d densities per atom over materials on common energies: (3, n_energies), and how many.
+
+    ``tables`` are rows of BANDS with ``sites`` and ``dos_…``; rows without densities are left out.
+    """
+    known = [row for row in tables if row["dos_energies"] is not None and len(row["dos_energies"])]
+    total = np.zeros((3, len(energies)))
+    for row in known:
+        for place, orbital in enumerate("spd"):
+            density = np.interp(energies, row["dos_energies"], row[f"dos_{orbital}"])
+            total[place] += density / row["sites"]
+    return total / max(len(known), 1), np.array(len(known))
+
+
+def to_data_url(figure: Figure, kind: str = "svg", dpi: int = 110) -> str:
+    """The figure as a ``data:`` URL for an ``img``, of the same bytes each time."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _tc_axes(axis: Axes, top: float) -> None:
+    ticks = [tick for tick in TC_TICKS if tick <= top]
+    for which in (axis.xaxis, axis.yaxis):
+        which.axes.set_aspect("equal")
+    axis.set_xscale("function", functions=(np.log1p, np.expm1))
+    axis.set_yscale("function", functions=(np.log1p, np.expm1))
+    axis.set(xlim=(-0.06, top), ylim=(-0.06, top))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_yticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+
+
+def _score_bar(axis: Axes, place: int, score: Interval, colour: str) -> None:
+    axis.barh(place, score.value, height=0.66, color=colour, alpha=0.9)
+    reach = [[max(score.value - score.low, 0)], [max(score.high - score.value, 0)]]
+    axis.errorbar(score.value, place, xerr=reach, color=INK, capsize=2.5, linewidth=1.0)
+
+
+def _element_box(axis: Axes, element: Element, percent: float, norm: LogNorm) -> None:
+    column, row = float(element.group), float(element.row)
+    if 57 <= element.Z <= 70 or 89 <= element.Z <= 102:  # f elements stand below; Lu and Lr under Sc and Y
+        column, row = 3.0 + element.Z - (57 if element.row == 6 else 89), element.row + 2.4
+    colour = mpl.colormaps["cividis_r"](norm(percent)) if percent > 0 else "#f3f5f7"
+    axis.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor="white"))
+    dark = percent > 0 and np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.5
+    text = "white" if dark else INK if percent > 0 else "#98a2ad"
+    axis.text(column, row - 0.08, element.symbol, ha="center", va="center", fontsize=7.5, color=text, weight="bold")
+    if percent > 0:
+        axis.text(column, row + 0.3, f"{percent:.2g}", ha="center", va="center", fontsize=4.8, color=text)

@@ -1,0 +1,66 @@
+"""Predictions for materials that stood in the training data, by networks that had not seen them.
+
+The final ensemble was fitted to these materials, so its answer on them is a memory, no prediction. The
+cross-validation left an answer for each by a network that had seen neither the material nor its chemical system.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.model_store import latest_version, model_folder
+from tasks.workspace import Workspace
+
+HONEST_SPLITS = ("chemical-system", "random")  # the first one that was run is used
+VALUES = {"bnas": "tc_predicted_kelvin", "s2snet": "probability"}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Out-of-fold predictions of one network.
+
+    Attributes
+    ----------
+    split
+        The cross-validation they come from.
+    values
+        Kelvin (BNAS) or probability (S2SNet) by material id; the mean where a material was held out more than once.
+    trained
+        Every material that stood in the training data.
+    """
+
+    split: str | None
+    values: Mapping[str, float]
+    trained: frozenset[str]
+
+    def origin(self, material_id: str) -> str:
+        """How a prediction for the material came about: ``ensemble``, ``out-of-fold`` or ``in-sample``."""
+        if material_id in self.values:
+            return "out-of-fold"
+        return "in-sample" if material_id in self.trained else "ensemble"
+
+
+def read_predictions(workspace: Workspace, network: str, version: str | None = None) -> pa.Table:
+    """All out-of-fold predictions that were stored with a network: its own and its baselines' (PREDICTIONS)."""
+    return workspace.read_table(
+        f"{model_folder(network, version or latest_version(workspace, network))}/predictions.parquet"
+    )
+
+
+def read_held_out(workspace: Workspace, network: str, version: str | None = None) -> HeldOut:
+    """Out-of-fold predictions of ``bnas`` or ``s2snet`` from the most honest split that was run."""
+    version = version or latest_version(workspace, network)
+    folds = workspace.read_table(f"{model_folder(network, version)}/folds.parquet", ["material_id"])
+    table = read_predictions(workspace, network, version)
+    table = table.filter(pc.equal(table["model"], network))
+    split = next((split for split in HONEST_SPLITS if split in set(table["split"].to_pylist())), None)
+    collected: dict[str, list[float]] = defaultdict(list)
+    if split:
+        chosen = table.filter(pc.equal(table["split"], split))
+        for name, value in zip(chosen["material_id"].to_pylist(), chosen[VALUES[network]].to_pylist(), strict=True):
+            collected[name].append(value)
+    values = {name: sum(found) / len(found) for name, found in collected.items()}
+    return HeldOut(split, values, frozenset(folds["material_id"].to_pylist()))

@@ -1,0 +1,235 @@
+"""Star-function interpolation of bands, evaluated on any mesh by one Fourier transform a band.
+
+The interpolant is that of Shankland, Koelling and Wood: of all sums of symmetric plane waves ("stars" of lattice
+vectors) that go through the given energies the smoothest one, by the roughness that Pickett, Krakauer and Allen gave
+(Phys. Rev. B 38, 2721 (1988)), as in BoltzTraP2 (Comput. Phys. Commun. 231, 140 (2018)). The numbers are those of
+BoltzTraP2's ``fitde3D``; here they are found in real arithmetic, and phases of lattice vectors that agree modulo the
+coarse grid are computed once, which is several times faster.
+
+On a mesh k_i = i / n a plane wave exp(2 pi i k.R) depends on R modulo n only, so the coefficients are folded onto the
+mesh and transformed: the interpolant itself at the points wanted, with no resizing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.exceptions import InputError
+from tasks.kpoints import Floats, Integers
+from tasks.uniform_bands import UniformBands, select_bands
+
+ROUGHNESS = (0.75, 0.75)  # C1 and C2 of Pickett, Krakauer and Allen, as in BoltzTraP2
+MARGIN = 4  # bands fitted beyond those wanted, since means on the coarse and the fine grid differ
+EXACT_EV = 1e-4  # largest miss of the interpolant at a coarse k point
+MAX_DOUBLINGS = 3  # of the number of stars, where a miss is larger
+
+
+@dataclass(frozen=True, eq=False)
+class StarFit:
+    """Fitted bands as plane waves.
+
+    Attributes
+    ----------
+    vectors
+        (n_vectors, 3) lattice vectors in units of the primitive ones.
+    star
+        (n_vectors,) star that each vector belongs to.
+    coefficients
+        (n_bands, n_stars) real, eV: a band is the sum over stars of coefficient times the mean plane wave of the star.
+    """
+
+    vectors: Integers
+    star: Integers
+    coefficients: Floats
+
+    def on_mesh(self, mesh: Sequence[int], rows: Integers | None = None) -> Floats:
+        """Energies on the k points (i / n_1, j / n_2, l / n_3).
+
+        Parameters
+        ----------
+        mesh
+            Points along each reciprocal axis.
+        rows
+            Bands wanted, all if None.
+
+        Returns
+        -------
+        (n_bands, n_1, n_2, n_3) float64, eV.
+        """
+        from scipy import fft
+
+        waves = self._folded(tuple(mesh), rows)
+        half = waves[..., : mesh[2] // 2 + 1]  # E(k) = E(-k): the folded waves are real and even
+        return np.asarray(fft.irfftn(half, s=tuple(mesh), axes=(1, 2, 3), norm="forward", workers=1))
+
+    def means(self, mesh: Sequence[int]) -> Floats:
+        """(n_bands,) mean of each band over the mesh, from the coefficients alone."""
+        constant = (self.vectors % np.asarray(mesh) == 0).all(axis=1)
+        shares = np.bincount(self.star, weights=constant, minlength=self.coefficients.shape[1])
+        return np.asarray(self.coefficients @ (shares / np.bincount(self.star)))
+
+    def _folded(self, mesh: tuple[int, ...], rows: Integers | None) -> Floats:
+        """(n_bands, *mesh) sums of the plane-wave coefficients whose vectors agree modulo the mesh."""
+        places = np.ravel_multi_index(tuple((self.vectors % np.asarray(mesh)).T), mesh)
+        chosen = self.coefficients if rows is None else self.coefficients[rows]
+        waves = (chosen / np.bincount(self.star))[:, self.star]
+        size = int(np.prod(mesh))
+        folded = [np.bincount(places, weights=wave, minlength=size) for wave in waves]
+        return np.stack(folded).astype(np.float64).reshape(-1, *mesh)
+
+
+def build_stars(lattice: Floats, rotations: Integers, count: float) -> list[Integers]:
+    """Lattice vectors in stars of symmetry-equivalent ones, shortest first, the zero vector alone in the first.
+
+    The same partition as BoltzTraP2's ``sphere.get_equivalences``, which searches the symmetry by itself at a fixed
+    tolerance; here the rotations are given, so that they are those the k points were reduced with.
+
+    Parameters
+    ----------
+    lattice
+        (3, 3) angstrom, vectors as rows.
+    rotations
+        (n, 3, 3) integers acting on fractional coordinates, -1 among them.
+    count
+        Stars wanted, if each had as many members as there are rotations: since short ones have fewer, more come out.
+
+    Returns
+    -------
+    Stars of (n_members, 3) integers, each whole.
+    """
+    volume = abs(np.linalg.det(lattice))
+    radius = np.cbrt(3 * volume * count * len(rotations) / (4 * np.pi))
+    bounds = np.floor(radius * np.linalg.norm(np.linalg.inv(lattice), axis=0)).astype(int)
+    box = np.stack(np.meshgrid(*[np.arange(-b, b + 1) for b in bounds], indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = box[np.linalg.norm(box @ lattice, axis=1) <= radius * (1 + 1e-9)]
+    base = 2 * (int(bounds.max()) + 2)
+    digits = np.array([base**2, base, 1])  # a vector as one integer
+    images = (digits @ rotations) @ inside.T
+    leaders = np.unique(images.min(axis=0), return_index=True)[1]
+    members = np.sort(images[:, leaders].T, axis=1)
+    distinct = np.diff(members, axis=1, prepend=members[:, :1] - 1) > 0
+    vectors = np.stack(np.unravel_index(members[distinct] + base // 2 * digits.sum(), (base,) * 3), axis=1) - base // 2
+    stars = np.split(vectors, np.cumsum(distinct.sum(axis=1))[:-1])
+    lengths = np.linalg.norm(inside[leaders] @ lattice, axis=1).round(6)
+    return [stars[i] for i in np.argsort(lengths, kind="stable")]
+
+
+def fit_stars(
+    lattice: Floats, stars: Sequence[Integers], points: Integers, modulus: int, energies: Floats
+) -> tuple[StarFit, float]:
+    """The smoothest sum of stars through the energies.
+
+    Parameters
+    ----------
+    lattice
+        (3, 3) angstrom, vectors as rows.
+    stars
+        As from ``build_stars``.
+    points
+        (n_k, 3) inequivalent k points, fractional coordinates times ``modulus``; at least 2.
+    energies
+        (n_bands, n_k) eV.
+
+    Returns
+    -------
+    The fit, and the largest miss at the given points in eV: infinite where the stars cannot tell the points apart.
+    """
+    vectors = np.concatenate(stars)
+    star = np.repeat(np.arange(len(stars)), [len(members) for members in stars])
+    waves = _mean_waves(vectors, star, points, modulus)
+    lengths = np.linalg.norm(np.array([members[0] for members in stars]) @ lattice, axis=1)
+    squares = (lengths[1:] / lengths[1]) ** 2
+    smoothness = 1 / ((1 - ROUGHNESS[0] * squares) ** 2 + ROUGHNESS[1] * squares**3)
+    weighted = waves[:, 1:] * smoothness
+    count = len(points)
+    system = np.zeros((count + 1, count + 1))
+    system[:count, :count] = weighted @ waves[:, 1:].T
+    system[count, :count] = system[:count, count] = 1  # the constant star costs nothing, so the multipliers sum to 0
+    right = np.concatenate([energies.T, np.zeros((1, len(energies)))])
+    try:
+        solution = np.linalg.solve(system, right)
+    except np.linalg.LinAlgError:
+        return StarFit(vectors, star, np.zeros((len(energies), len(stars)))), np.inf
+    coefficients = np.concatenate([solution[count:], weighted.T @ solution[:count]]).T
+    miss = float(np.abs(coefficients @ waves.T - energies).max())
+    return StarFit(vectors, star, coefficients), miss if np.isfinite(miss) else np.inf
+
+
+def _mean_waves(vectors: Integers, star: Integers, points: Integers, modulus: int) -> Floats:
+    """(n_k, n_stars) mean plane wave of each star at each point: real, since -R is in the star of R."""
+    from scipy import sparse
+
+    leading = np.take_along_axis(vectors, (vectors != 0).argmax(axis=1)[:, None], axis=1)[:, 0]
+    half, of_star = vectors[leading >= 0], star[leading >= 0]
+    periods = modulus // np.gcd(np.gcd.reduce(points, axis=0), modulus)  # a wave depends on R modulo these only
+    codes, places = np.unique(np.ravel_multi_index(tuple((half % periods).T), periods), return_inverse=True)
+    distinct = np.stack(np.unravel_index(codes, periods), axis=1)
+    cosines = np.cos(2 * np.pi * np.arange(modulus) / modulus)[(distinct @ points.T) % modulus]
+    members = sparse.csr_array((np.ones(len(half)), (of_star, places)), (of_star[-1] + 1, len(distinct)))
+    return np.asarray((members @ cosines).T / np.bincount(of_star))
+
+
+def interpolate_bands(
+    bands: UniformBands, count: int, mesh: Sequence[int], star_ratio: float
+) -> tuple[Floats, Integers]:
+    """The bands nearest E_F on a mesh over the reciprocal primitive cell.
+
+    The bands are chosen by their means on the mesh (``select_bands``). Only candidates are fitted: those nearest by
+    the coarse grid's means and a margin, widened until no band outside could have been chosen.
+
+    Parameters
+    ----------
+    bands
+        The coarse bands.
+    count
+        Bands wanted; fewer come back where there are fewer.
+    mesh
+        Points along each axis, k_i = i / n.
+    star_ratio
+        Stars for each inequivalent coarse k point, above 1.
+
+    Returns
+    -------
+    energies
+        (n, *mesh) float64, eV relative to E_F, sorted by mean.
+    rows
+        (n,) which bands of ``bands.pooled`` these are.
+
+    Raises
+    ------
+    InputError
+        If the k points do not make their grid, all are equivalent, or no smooth function goes through the energies.
+    """
+    coarse = np.argsort(np.abs(bands.means), kind="stable")
+    fitted = count + MARGIN
+    while True:
+        candidates = np.sort(coarse[:fitted])
+        fit = _fit_candidates(bands, candidates, star_ratio)
+        means = fit.means(mesh)
+        chosen = select_bands(means, count)
+        outside = np.abs(bands.means[coarse[fitted:]]).min(initial=np.inf)
+        drift = np.abs(means - bands.means[candidates]).max()
+        if outside - drift > np.abs(means[chosen]).max():
+            return fit.on_mesh(mesh, chosen), candidates[chosen]
+        fitted *= 2
+
+
+def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> StarFit:
+    """Fit that goes through all coarse energies of the rows, with more stars where the usual number does not do."""
+    points, rotations = bands.symmetric_kpoints(rows)
+    numbers, leaders = points.stars(rotations)
+    if len(leaders) < 2:
+        raise InputError(f"Bands of {bands.material_id}: one inequivalent k point says nothing of the dispersion")
+    order = np.argsort(points.codes(points.points), kind="stable")  # sums in one order, whatever the list's
+    numbers, listed = numbers[order], bands.pooled[np.ix_(rows, order)]
+    energies = np.stack([np.bincount(numbers, weights=band) for band in listed]) / np.bincount(numbers)
+    for doubling in range(MAX_DOUBLINGS + 1):
+        stars = build_stars(bands.lattice, rotations, star_ratio * len(leaders) * 2**doubling)
+        fit, miss = fit_stars(bands.lattice, stars, leaders, points.modulus, energies)
+        if miss <= EXACT_EV:
+            return fit
+    raise InputError(
+        f"Bands of {bands.material_id}: the interpolant misses the coarse energies by {miss:.2g} eV "
+        f"with {len(stars)} stars"
+    )

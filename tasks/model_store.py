@@ -1,0 +1,136 @@
+"""Trained networks in the workspace: ``models/<name>/<version>/`` and a pointer to the latest version.
+
+| file | what |
+|---|---|
+| ``weights-<i>.safetensors`` | one network of the ensemble each |
+| ``config.json`` | network, recipe, seed, data hash, code version: the version is the hash of it |
+| ``metrics.json`` | honest scores of the network and its baselines |
+| ``predictions.parquet`` | out-of-fold predictions of all models (PREDICTIONS) |
+| ``folds.parquet`` | who stood on which side (FOLDS) |
+| ``../latest.json`` | written last: a version that it names is whole |
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from models.exceptions import CheckpointError
+from tasks.exceptions import InputError, MissingStageError
+from tasks.schemas import FOLDS, PREDICTIONS
+from tasks.stages import hash_text
+from tasks.workspace import Workspace
+
+State = dict[str, torch.Tensor]
+VERSION_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A trained ensemble as it stands in the workspace; ``members`` are state dictionaries on the CPU."""
+
+    name: str
+    version: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    members: list[State]
+
+
+def model_version(*, data: str, config: Mapping[str, Any], seed: int, code_version: int) -> str:
+    """10 hexadecimal digits of the hash of everything that a training depends on."""
+    key = hash_text(data, json.dumps(config, sort_keys=True, default=str), str(seed), str(code_version))
+    return key[:VERSION_DIGITS]
+
+
+def model_folder(name: str, version: str) -> str:
+    """Folder of a version inside the workspace."""
+    return f"models/{name}/{version}"
+
+
+def save_model(
+    workspace: Workspace,
+    name: str,
+    version: str,
+    *,
+    members: Sequence[Mapping[str, torch.Tensor]],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    predictions: pa.Table,
+    folds: pa.Table,
+) -> list[str]:
+    """Write a trained ensemble, the pointer last, and give the names of the files."""
+    if not members:
+        raise InputError(f"The model {name} {version} has no trained network to save")
+    folder = model_folder(name, version)
+    files = []
+    for number, state in enumerate(members):
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        files.append(f"{folder}/weights-{number}.safetensors")
+        workspace.write_bytes(files[-1], save(tensors))
+    document = {**config, "name": name, "version": version, "members": len(members)}
+    workspace.write_table(f"{folder}/predictions.parquet", predictions.cast(PREDICTIONS))
+    workspace.write_table(f"{folder}/folds.parquet", folds.cast(FOLDS))
+    workspace.write_json(f"{folder}/config.json", document)
+    workspace.write_json(f"{folder}/metrics.json", without_nan(metrics))
+    workspace.write_json(f"models/{name}/latest.json", {"name": name, "version": version})
+    written = ["predictions.parquet", "folds.parquet", "config.json", "metrics.json"]
+    return [*files, *(f"{folder}/{file}" for file in written), f"models/{name}/latest.json"]
+
+
+def latest_version(workspace: Workspace, name: str) -> str:
+    """The version that was trained last; MissingStageError where there is none."""
+    try:
+        return str(workspace.read_json(f"models/{name}/latest.json")["version"])
+    except MissingStageError as error:
+        raise MissingStageError(
+            f"No trained {name} in the workspace {workspace.url}; train one with `meissner train {name}`"
+        ) from error
+
+
+def load_model(workspace: Workspace, name: str, version: str | None = None) -> StoredModel:
+    """A trained ensemble, the latest if no version is named.
+
+    Raises
+    ------
+    MissingStageError
+        If there is none.
+    CheckpointError
+        If a weights file is damaged.
+    """
+    version = version or latest_version(workspace, name)
+    folder = model_folder(name, version)
+    config = workspace.read_json(f"{folder}/config.json")
+    members = []
+    for number in range(config["members"]):
+        file = f"{folder}/weights-{number}.safetensors"
+        try:
+            members.append(load(workspace.read_bytes(file)))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} in the workspace {workspace.url} is damaged: {error}") from error
+    return StoredModel(name, version, config, workspace.read_json(f"{folder}/metrics.json"), members)
+
+
+def load_state(network: torch.nn.Module, state: State, where: str) -> None:
+    """Put stored weights into a network; CheckpointError where they belong to another architecture."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"The weights of {where} do not fit the network of its configuration: {reason}"
+        ) from error
+
+
+def without_nan(document: Any) -> Any:
+    """The document with null for every number that is not finite, which JSON does not know."""
+    if isinstance(document, Mapping):
+        return {key: without_nan(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [without_nan(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document

@@ -1,0 +1,250 @@
+"""The parts of the report that speak of all materials, as the page's template takes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.figures import (
+    TC_RANGES,
+    Interval,
+    dos_figure,
+    element_figure,
+    mean_densities,
+    parity_figure,
+    roc_figure,
+    score_figure,
+    to_data_url,
+)
+from tasks.known import CLASSES, element_amounts
+from tasks.report_data import SPLIT_TITLES, Metric, NetworkScores, element_shares
+from tasks.report_panels import kelvin_text, pretty_formula
+from tasks.stages import StageReport
+
+DOS_ENERGIES = np.linspace(-8, 5, 261)  # eV relative to E_F
+HIGH_TC_KELVIN = 10.0
+MAX_CURVES = 4  # baselines in a ROC figure: the best ones
+TASKS = {"bnas": "bands to Tc", "s2snet": "crystal structure to superconductor or not"}
+COLUMNS = (
+    ("rank", "rank", "number", "1 is best; known materials and abstentions have none"),
+    ("formula", "formula", "text", "of the cell that was computed"),
+    ("tc", "T<sub>c</sub> (K)", "number", "BNAS, with its interval"),
+    ("p", "probability", "number", "S2SNet's probability of superconductivity, with its interval"),
+    ("score", "score (K)", "number", "probability times Tc"),
+    ("agree", "agree", "number", "BNAS at least 1 K and S2SNet at least 0.5, or neither"),
+    ("distance", "distance", "number", "from the training set; above 1 is far"),
+    ("known", "measured", "number", "3DSC's class of agreement with a measured composition, and its Tc"),
+    ("flags", "flags", "text", "toxic or radioactive elements; held-out predictions"),
+    ("space group", "space group", "text", ""),
+    ("gap", "gap (eV)", "number", "PBE band gap"),
+    ("id", "id", "text", ""),
+)
+LIMITS = (
+    "The networks learn correlations in published measurements. Nothing here computes electron-phonon coupling or "
+    "spin fluctuations, and a high rank is a reason to look closer, not a prediction from theory.",
+    "Bands are PBE without spin-orbit coupling, on relaxed or published cells, at ambient pressure. Strongly "
+    "correlated, magnetic and heavy-element compounds suffer most.",
+    "A measured “no superconductivity” holds down to the lowest temperature that was tried; an extract that gives "
+    "Tc = 0 often only means that no value was reported.",
+    "Disordered and doped compounds are represented by one ordered cell; real doping moves bands more subtly.",
+    "The distance from the training set looks at composition only: a known composition in a new structure is near.",
+    "Whether a candidate can be made, and is stable, is only known where the crystal's source says so.",
+    "With few training materials intervals are wide and scores move from fold to fold: read the intervals, not the "
+    "third digit.",
+)
+
+
+def score_section(network: NetworkScores) -> dict[str, Any]:
+    """Verdicts, tables and figures of one network."""
+    splits = list(network.scores)
+    return {
+        "title": network.title,
+        "task": TASKS[network.network],
+        "metrics": network.metrics,
+        "verdicts": [
+            {"text": network.verdict(split), "wins": network.best(split, network.headline) == network.network}
+            for split in splits
+        ],
+        "tables": [_score_table(network, split) for split in splits],
+        "figures": [_score_bars(network), *(_parity(network) if network.network == "bnas" else _roc(network))],
+    }
+
+
+def candidate_row(row: Mapping[str, Any], has_panel: bool) -> dict[str, Any]:
+    """A row of CANDIDATES with the texts that the table shows."""
+    held_out = {row["tc_origin"], row["probability_origin"]} - {"ensemble"}
+    known = row["known"] if row["known"] != "none" else ""
+    return dict(row) | {
+        "panel": has_panel,
+        "pretty": pretty_formula(row["formula"]),
+        "status": "known" if known else "far" if row["abstain"] else "new",
+        "elements": " ".join(sorted(element_amounts(row["formula"]))),
+        "tc": kelvin_text(row["tc_kelvin"]),
+        "tc_range": _range(row["tc_low_kelvin"], row["tc_high_kelvin"], ".2g"),
+        "p": f"{row['probability']:.2f}",
+        "p_range": _range(row["probability_low"], row["probability_high"], ".2f"),
+        "score_text": kelvin_text(row["score"]),
+        "known_order": CLASSES.index(known) if known else len(CLASSES),
+        "known_text": _known_text(row) if known else "",
+        "hazard_text": ", ".join(row["hazards"]),
+        "held_out": " and ".join(sorted(held_out)).replace("out-of-fold", "held out"),
+        "link": _link(row["material_id"]),
+    }
+
+
+def chemistry_section(
+    candidates: pa.Table, measured: pa.Table, bands: pa.Table, index: pa.Table
+) -> list[dict[str, Any]]:
+    """Element frequencies and mean densities of states."""
+    figures = []
+    known = [element_amounts(f) for f in measured.filter(pc.greater(measured["tc_kelvin"], 0))["formula"].to_pylist()]
+    ranked = candidates.filter(pc.is_valid(candidates["rank"]))
+    likely = ranked.filter(pc.and_(ranked["agree"], pc.greater_equal(ranked["probability"], 0.5)))
+    chosen = [element_amounts(formula) for formula in likely["formula"].to_pylist()]
+    if known:
+        groups = {f"Known superconductors ({len(known)})": element_shares(known)}
+        if chosen:
+            groups[f"Candidates that both networks call superconductors ({len(chosen)})"] = element_shares(chosen)
+        caption = "Share of the compositions that hold each element, in per cent, on one colour scale."
+        figures.append(_picture("Which elements", element_figure(groups), caption))
+    densities = _densities_by_tc(bands, index, ranked)
+    if densities:
+        caption = (
+            "Mean s, p and d densities of states per atom, by measured Tc of superconductors, and of the ranked "
+            f"candidates above {HIGH_TC_KELVIN:g} K where there are any. In brackets: the number of materials."
+        )
+        figures.append(
+            _picture("Densities of states by critical temperature", dos_figure(densities, DOS_ENERGIES), caption)
+        )
+    return figures
+
+
+def stage_row(stage: StageReport) -> dict[str, Any]:
+    """A stage's manifest with the texts that the page shows."""
+    counts = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in stage.counts.items())
+    return stage.model_dump() | {"counts_text": counts, "when": f"{stage.finished:%Y-%m-%d %H:%M}"}
+
+
+def facts(networks: Sequence[NetworkScores], stages: Sequence[StageReport], workspace: str) -> list[tuple[str, str]]:
+    """Versions and settings, as pairs of name and text."""
+    found = [("workspace", workspace)]
+    found += [(f"{network.title} version", network.version) for network in networks]
+    versions = {name: version for stage in stages for name, version in stage.versions.items()}
+    found += sorted(versions.items())
+    for stage in stages:
+        settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in stage.settings.items())
+        found += [(f"settings of {stage.stage}", settings)] if settings else []
+    return found
+
+
+def _score_table(network: NetworkScores, split: str) -> dict[str, Any]:
+    rows = [
+        {
+            "model": network.title if model == network.network else model,
+            "own": model == network.network,
+            "cells": [_cell(network, split, model, metric) for metric in network.metrics],
+        }
+        for model in network.models(split)
+    ]
+    return {
+        "title": f"Folds {SPLIT_TITLES.get(split, split)}",
+        "rows": rows,
+        "count": len(_own_predictions(network, split)),
+    }
+
+
+def _cell(network: NetworkScores, split: str, model: str, metric: Metric) -> dict[str, Any] | None:
+    score = network.scores[split][model].get(metric.name)
+    if score is None:
+        return None
+    texts = {name: f"{getattr(score, name):.{metric.digits}f}" for name in ("value", "low", "high")}
+    return texts | {"best": network.best(split, metric) == model}
+
+
+def _score_bars(network: NetworkScores) -> dict[str, Any]:
+    metric = network.headline
+    splits: dict[str, dict[str, Interval]] = {}
+    for split, models in network.scores.items():
+        named = {network.title if model == network.network else model: scores for model, scores in models.items()}
+        title = SPLIT_TITLES.get(split, split)
+        splits[title] = {model: scores[metric.name] for model, scores in named.items() if metric.name in scores}
+    caption = f"{network.title} and its baselines on the same folds; lines are 95 % intervals."
+    return _picture("", score_figure(splits, network.title, metric.title.replace("R²", "$R^2$")), caption)
+
+
+def _parity(network: NetworkScores) -> list[dict[str, Any]]:
+    panels = {}
+    for split in network.scores:
+        table = _own_predictions(network, split)
+        if len(table):
+            pair = table["tc_kelvin"].to_numpy(), table["tc_predicted_kelvin"].to_numpy()
+            panels[SPLIT_TITLES.get(split, split).capitalize()] = pair
+    if not panels:
+        return []
+    caption = "Measured and predicted Tc of each labelled material, predicted by a network that had not seen it."
+    return [_picture("", parity_figure(panels), caption)]
+
+
+def _roc(network: NetworkScores) -> list[dict[str, Any]]:
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for split in network.scores:
+        for model in network.models(split)[: MAX_CURVES + 1]:
+            table = _own_predictions(network, split, model)
+            if len(table):
+                label = table["superconductor"].to_numpy(zero_copy_only=False).astype(int)
+                name = network.title if model == network.network else model
+                panels.setdefault(SPLIT_TITLES.get(split, split).capitalize(), {})[name] = (
+                    label,
+                    table["probability"].to_numpy(),
+                )
+    if not panels:
+        return []
+    caption = f"Held-out predictions of {network.title} and its best baselines."
+    return [_picture("", roc_figure(panels, network.title), caption)]
+
+
+def _own_predictions(network: NetworkScores, split: str, model: str | None = None) -> pa.Table:
+    table = network.predictions
+    return table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model or network.network)))
+
+
+def _densities_by_tc(bands: pa.Table, index: pa.Table, ranked: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    labels = dict(zip(index["material_id"].to_pylist(), index["tc_kelvin"].to_pylist(), strict=True))
+    hot = ranked.filter(pc.greater(ranked["tc_kelvin"], HIGH_TC_KELVIN))["material_id"].to_pylist()
+    rows = bands.to_pylist()
+    groups = {}
+    for name, (low, high) in TC_RANGES.items():
+        groups[name] = [row for row in rows if (tc := labels.get(row["material_id"])) and low < tc and low <= tc < high]
+    groups["candidates above 10 K"] = [row for row in rows if row["material_id"] in set(hot)]
+    means = {name: mean_densities(members, DOS_ENERGIES) for name, members in groups.items()}
+    return {name: (densities, count) for name, (densities, count) in means.items() if count}
+
+
+def _picture(title: str, figure: Any, caption: str) -> dict[str, Any]:
+    return {"title": title, "url": to_data_url(figure), "caption": caption}
+
+
+def _range(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _known_text(row: Mapping[str, Any]) -> str:
+    tc = row["known_tc_kelvin"]
+    result = "none found" if tc == 0 else f"{tc:.3g} K" if tc is not None else "no Tc"
+    return f"{row['known']}: {row['known_formula']}, {result}"
+
+
+def _link(material_id: str) -> str | None:
+    """Address of a Materials Project entry; None for other ids."""
+    number = material_id.removeprefix("mp-")
+    return (
+        f"https://materialsproject.org/materials/{material_id}" if number != material_id and number.isdigit() else None
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value) if not isinstance(value, list | tuple) else ", ".join(map(str, value))

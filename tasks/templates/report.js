@@ -1,0 +1,93 @@
+"use strict";
+// The candidate table: sort by a column's head, filter by the form. The panels: drawn when opened, one at a time,
+// because browsers keep few WebGL contexts.
+(() => {
+  const table = document.getElementById("table");
+  const form = document.getElementById("filters");
+  const body = table.tBodies[0];
+  const rows = Array.from(body.rows);
+  const heads = Array.from(table.tHead.rows[0].cells);
+
+  const value = (row, column, kind) => {
+    const text = row.cells[column].dataset.v;
+    if (kind !== "number") return text.toLowerCase();
+    return text === "" ? null : Number(text);
+  };
+
+  const sortBy = (column, descending) => {
+    const kind = heads[column].dataset.kind;
+    const sign = descending ? -1 : 1;
+    const keyed = rows.map((row, place) => [value(row, column, kind), place, row]);
+    keyed.sort(([a, i], [b, j]) => {
+      if (a === b) return i - j;
+      if (a === null || a === "") return 1; // what is missing stands last, either way
+      if (b === null || b === "") return -1;
+      return sign * (a < b ? -1 : 1);
+    });
+    body.append(...keyed.map(([, , row]) => row));
+    heads.forEach((head) => head.removeAttribute("aria-sort"));
+    heads[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
+  };
+
+  const FIRST_DESCENDING = new Set([2, 3, 4, 5]);
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const now = head.getAttribute("aria-sort");
+      sortBy(column, now ? now === "ascending" : FIRST_DESCENDING.has(column));
+    });
+  });
+
+  const filter = () => {
+    const fields = form.elements;
+    const text = fields.text.value.trim().toLowerCase();
+    const elements = fields.holds.value.split(/[^A-Za-z]+/).filter(Boolean);
+    const tc = Number(fields.tc.value) || 0;
+    let shown = 0;
+    for (const row of rows) {
+      const data = row.dataset;
+      const present = new Set(data.elements.split(" "));
+      const keep =
+        (!fields.status.value || data.status === fields.status.value) &&
+        Number(data.tc) >= tc &&
+        (!fields.agree.checked || data.agree === "1") &&
+        (!fields.safe.checked || data.safe === "1") &&
+        elements.every((element) => present.has(element)) &&
+        (!text || [1, 9, 11].some((cell) => row.cells[cell].dataset.v.toLowerCase().includes(text)));
+      row.hidden = !keep;
+      shown += keep;
+    }
+    document.getElementById("shown").textContent = `${shown} of ${rows.length} shown`;
+  };
+  form.addEventListener("input", filter);
+  form.addEventListener("change", filter);
+  filter();
+
+  const panels = Array.from(document.querySelectorAll("details.panel"));
+  const draw = (panel) => {
+    for (const place of panel.querySelectorAll(".plot")) {
+      const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
+      Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
+    }
+  };
+  panels.forEach((panel) =>
+    panel.addEventListener("toggle", () => {
+      if (!panel.open) {
+        panel.querySelectorAll(".plot").forEach((place) => Plotly.purge(place));
+        return;
+      }
+      panels.forEach((other) => { if (other !== panel) other.open = false; });
+      draw(panel);
+    })
+  );
+  const openPanel = () => {
+    const panel = panels.find((one) => `#${one.id}` === location.hash);
+    if (!panel) return;
+    panel.open = true;
+    panel.scrollIntoView();
+  };
+  window.addEventListener("hashchange", openPanel);
+  table.addEventListener("click", (event) => {
+    if (event.target.closest("a[data-panel]")?.hash === location.hash) openPanel();
+  });
+  openPanel();
+})();

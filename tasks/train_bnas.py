@@ -1,0 +1,266 @@
+"""Stage train-bnas: bands to Tc, judged on held-out folds beside the baselines, then an ensemble for prediction.
+
+The stage is cut into parts: each fold of each cross-validation, its baselines, each network of the ensemble. A part
+writes one file in the version's folder and is skipped where that file is there, so a kill loses at most the parts that
+were under way, and of these no more than since their last checkpoint.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from prefect import task
+from pymatgen.core import Structure
+from safetensors.torch import load, save
+
+from models.band_features import band_features, forest_predictions
+from models.baselines import regression_baselines
+from models.bnas import BnasConfig, prepare
+from models.bnas_training import kelvin, log_labels, predict_images, train_network
+from models.calibration import coverage_curve
+from models.metrics import regression_scores
+from models.splits import Fold
+from models.training import one_thread, resolve_device
+from tasks.bnas_data import (
+    CODE_VERSION,
+    NAME,
+    Labelled,
+    Part,
+    TrainingPlan,
+    audit,
+    cross_validations,
+    make_plan,
+    read_labelled,
+)
+from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residuals, load_bnas
+from tasks.events import StageEvent, publish
+from tasks.model_store import save_model
+from tasks.progress import leave_summary
+from tasks.schemas import FOLDS, PREDICTIONS
+from tasks.settings import TrainingSettings
+from tasks.shards import read_grids
+from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
+from tasks.workers import close_workers, run_in_worker
+from tasks.workspace import Workspace
+
+__all__ = ["BnasEnsemble", "BnasPrediction", "load_bnas"]
+
+STAGE = "train-bnas"
+ORDERED = "crystals/ordered.parquet"
+BAND_FOREST = "band features, random forest"
+HEADLINE = "r2_log_all"
+
+
+def part_seed(seed: int, name: str) -> int:
+    """Seed of one part of a training, 31 bits."""
+    return int(hash_text(str(seed), name)[:8], 16) % 2**31
+
+
+@lru_cache(maxsize=1)
+def _labelled_grids(url: str, _data: str) -> tuple[Labelled, np.ndarray]:
+    """Labelled rows and their grids (n, 18, 32, 32, 32), read once a process for one state of the data."""
+    workspace = Workspace(url)
+    labelled = read_labelled(workspace)
+    return labelled, read_grids(workspace, labelled.column("material_id"))[1]
+
+
+@lru_cache(maxsize=1)
+def _inputs(url: str, data: str, config: BnasConfig) -> tuple[Labelled, torch.Tensor]:
+    labelled, grids = _labelled_grids(url, data)
+    return labelled, prepare(torch.from_numpy(grids), config)
+
+
+@lru_cache(maxsize=1)
+def _features(url: str, data: str) -> np.ndarray:
+    return band_features(_labelled_grids(url, data)[1])
+
+
+@lru_cache(maxsize=1)
+def _structures(url: str, data: str) -> list[Structure] | None:
+    """The crystals of the labelled materials, for the baselines that see the cell; None where one is missing."""
+    workspace = Workspace(url)
+    if not workspace.exists(ORDERED):
+        return None
+    rows = workspace.read_table(ORDERED, ["material_id", "structure"]).to_pylist()
+    known = {row["material_id"]: row["structure"] for row in rows}
+    found = [known.get(name) for name in _labelled_grids(url, data)[0].column("material_id")]
+    return [Structure.from_str(str(text), fmt="json") for text in found] if all(found) else None
+
+
+def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
+    """Train the network of a fold and write its predictions, or a network of the ensemble and write its weights."""
+    workspace = Workspace(url)
+    labelled, inputs = _inputs(url, plan.data, plan.config)
+    fold = _fold(labelled, settings, part) if part.kind == "fold" else None
+    train = fold.train if fold else np.arange(len(labelled.table))
+    checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
+    with one_thread():
+        network, _log = train_network(
+            plan.config,
+            plan.recipe.model_copy(update={"seed": part_seed(settings.seed, part.name)}),
+            inputs[torch.from_numpy(train)],
+            labelled.tc_kelvin[train],
+            device=settings.device,
+            checkpoint=checkpoint,
+        )
+        if fold:
+            answers = predict_images([network], inputs[torch.from_numpy(fold.test)], settings.device)
+            predicted = kelvin(answers.mean(axis=(0, 1)))
+            workspace.write_table(part.file, as_predictions(labelled, part.split, fold, {NAME: predicted}))
+        else:
+            state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+            workspace.write_bytes(part.file, save(state))
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+
+
+def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
+    """Fit every baseline on a fold and write its predictions."""
+    labelled, _grids = _labelled_grids(url, plan.data)
+    fold, tc = _fold(labelled, settings, part), labelled.tc_kelvin
+    seed = part_seed(settings.seed, part.name)
+    found = regression_baselines(labelled.formulas, _structures(url, plan.data), tc, fold, seed)
+    label = forest_predictions(_features(url, plan.data), log_labels(tc), fold.train, fold.test, seed)
+    found[BAND_FOREST] = kelvin(label)
+    Workspace(url).write_table(part.file, as_predictions(labelled, part.split, fold, found))
+
+
+def _fold(labelled: Labelled, settings: TrainingSettings, part: Part) -> Fold:
+    only = settings.model_copy(update={"splits": (part.split,)})
+    return cross_validations(labelled, only)[part.split][part.number]
+
+
+def as_predictions(labelled: Labelled, split: str, fold: Fold, found: dict[str, np.ndarray]) -> pa.Table:
+    """Predictions (kelvin) on a fold's test materials as a table (PREDICTIONS), model by model."""
+    ids, formulas, tc = labelled.column("material_id"), labelled.column("formula"), labelled.tc_kelvin
+    rows = [
+        {
+            "split": split,
+            "fold": fold.name,
+            "model": model,
+            "material_id": ids[row],
+            "formula": formulas[row],
+            "tc_kelvin": float(tc[row]),
+            "tc_predicted_kelvin": float(value),
+            "superconductor": bool(tc[row] > 0),
+        }
+        for model, values in found.items()
+        for row, value in zip(fold.test, values, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS)
+
+
+def as_fold_table(labelled: Labelled, folds: dict[str, list[Fold]]) -> pa.Table:
+    """Who stood on which side (FOLDS)."""
+    ids = labelled.column("material_id")
+    rows = [
+        {"split": split, "fold": fold.name, "material_id": ids[row], "side": side}
+        for split, members in folds.items()
+        for fold in members
+        for side, numbers in (("train", fold.train), ("test", fold.test))
+        for row in numbers
+    ]
+    return pa.Table.from_pylist(rows, schema=FOLDS)
+
+
+def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores by split and model, over the pooled out-of-fold predictions."""
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for split in table["split"].unique().to_pylist():
+        for model in table["model"].unique().to_pylist():
+            rows = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model)))
+            true, predicted = (rows[name].to_numpy() for name in ("tc_kelvin", "tc_predicted_kelvin"))
+            found = regression_scores(true, predicted, seed=seed)
+            scores.setdefault(split, {})[model] = {name: score.as_json() for name, score in found.items()}
+    return scores
+
+
+def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan) -> StageOutcome:
+    """Put the parts together: scores, calibration, and the stored model."""
+    labelled = read_labelled(workspace)
+    folds = cross_validations(labelled, settings)
+    table = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds + plan.baselines)
+    split, errors, names = calibration_residuals(table)
+    scores, positive = score_predictions(table, settings.seed), int((labelled.tc_kelvin > 0).sum())
+    metrics = {
+        "scores": scores,
+        "leakage": audit(labelled, folds),
+        "calibration": {"split": split, "materials": len(errors), "coverage": coverage_curve(errors, names)},
+        "materials": len(labelled.table),
+        "superconductors": positive,
+    }
+    config = {
+        "network": plan.config.model_dump(),
+        "recipe": plan.recipe.model_dump(),
+        "settings": settings.model_dump(mode="json"),
+        "data": plan.data,
+        "code_version": CODE_VERSION,
+    }
+    files = save_model(
+        workspace,
+        NAME,
+        plan.version,
+        members=[load(workspace.read_bytes(part.file)) for part in plan.members],
+        config=config,
+        metrics=metrics,
+        predictions=table,
+        folds=as_fold_table(labelled, folds),
+    )
+    counts = {"version": plan.version, "materials": len(labelled.table), "superconductors": positive}
+    counts |= {f"{HEADLINE} {name}": round(found[NAME][HEADLINE]["value"], 3) for name, found in scores.items()}
+    return StageOutcome(rows_in=len(labelled.table), accounted=len(labelled.table), counts=counts, files=files)
+
+
+def _run_part(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+    """Do a part in a worker unless its file is there, and tell how far the stage is."""
+    store = Workspace(workspace)
+    if not store.exists(part.file):
+        work = score_part if part.kind == "baselines" else train_part
+        at_once = 1 if resolve_device(settings.device) == "cuda" else processes
+        run_in_worker(work, workspace, settings, plan, part, processes=at_once)
+        done = sum(store.exists(other.file) for other in plan.parts)
+        publish(StageEvent(STAGE, done, len(plan.parts)))
+    return part.file
+
+
+@task(name="plan-bnas")
+def plan_training(workspace: str, settings: TrainingSettings) -> TrainingPlan:
+    """Check the labelled grids, make and audit the folds, name the parts."""
+    return make_plan(Workspace(workspace), settings)
+
+
+@task(name="train-bnas-fold", task_run_name="bnas-{part.name}")
+def train_fold(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+    """Train on one fold and predict its held-out materials."""
+    return _run_part(workspace, settings, plan, part, processes)
+
+
+@task(name="score-bnas-baselines", task_run_name="baselines-{part.name}")
+def score_baselines(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+    """Fit the baselines on one fold and predict its held-out materials."""
+    return _run_part(workspace, settings, plan, part, processes)
+
+
+@task(name="train-bnas-member", task_run_name="bnas-{part.name}")
+def train_member(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+    """Train one network of the ensemble on all labelled materials."""
+    return _run_part(workspace, settings, plan, part, processes)
+
+
+@task(name="finish-bnas")
+def finish_training(workspace: str, settings: TrainingSettings, plan: TrainingPlan) -> StageReport:
+    """Score, calibrate and store the ensemble; the pointer to the latest version is written last."""
+    close_workers()
+    store = Workspace(workspace)
+    report = run_stage(
+        store,
+        STAGE,
+        lambda: gather(store, settings, plan),
+        code_version=CODE_VERSION,
+        inputs=[plan.data, plan.version],
+        settings=settings,
+    )
+    return leave_summary(store, report)

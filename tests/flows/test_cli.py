@@ -1,0 +1,77 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MEISSNER = Path(sys.executable).with_name("meissner")
+COMMANDS = ("discover", "refresh", "train", "tune", "screen", "predict", "report", "ui", "doctor")
+
+
+def meissner(*arguments, **environment):
+    command = [str(MEISSNER), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "250", **environment}
+    )
+
+
+def test_help_names_each_command_with_an_example():
+    shown = meissner("--help").stdout
+    for command in COMMANDS:
+        assert f" {command} " in shown
+    assert shown.count("Example: meissner") == len(COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, flows.cli; print([m for m in ('torch', 'prefect', 'pymatgen') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_completion_is_offered():
+    shown = meissner(_MEISSNER_COMPLETE="complete_bash", COMP_WORDS="meissner di", COMP_CWORD="1").stdout
+    assert shown.strip() == "discover"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["refresh", "--until", "lunch"], "--until 'lunch' is not one of clean, crystals, match, order, bands, grid"),
+        (["discover", "--profile", "nowhere"], "Profile 'nowhere' is neither one of ['starter'] nor a TOML file"),
+        (["train", "bnas", "--folds", "1"], "Setting 'bnas.folds': Input should be greater than or equal to 2"),
+        (["screen", "--workspace", "/proc/nothing"], "Cannot write"),
+    ],
+    ids=["stage", "profile", "setting", "workspace"],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence):
+    result = meissner(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("meissner: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_doctor_tells_what_is_there(tmp_path):
+    shown = meissner("doctor", "--workspace", tmp_path / "new").stdout
+    assert "prefect" in shown
+    assert "gpaw" in shown
+    assert "not yet" in shown
+    assert "writable" in shown
+
+
+BAD_SUPERCON = {
+    "missing column": ("formula,year\nMgB2,2001\n", "tc"),
+    "empty file": ("", "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SUPERCON)
+def test_bad_reports_end_at_the_door(tmp_path, name):
+    text, word = BAD_SUPERCON[name]
+    source = tmp_path / "reports.csv"
+    source.write_text(text)
+    result = meissner("refresh", "--supercon", source, "--until", "clean", "--workspace", tmp_path / "w")
+    assert result.returncode == 2
+    assert str(source) in result.stderr
+    assert word in result.stderr.lower()
+    assert not (tmp_path / "w" / "supercon").exists()

@@ -1,0 +1,102 @@
+"""The embedded Prefect server: started beside the workspace, shared, and gone with the process that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from flows.server import Server, configured_api_url, mark_crashed_runs
+from tasks.exceptions import WorkspaceError
+from tasks.workspace import Workspace
+
+HOLD = """
+import sys, time
+from flows.server import prefect_server
+from tasks.workspace import Workspace
+with prefect_server(Workspace(sys.argv[1])) as server:
+    from prefect import flow
+    @flow
+    def endless():
+        print(server.ui_url, server.owned, flush=True)
+        time.sleep(600)
+    endless()
+"""
+
+
+@pytest.fixture
+def environment():
+    unset = {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILES_PATH"}
+    return {name: value for name, value in os.environ.items() if name not in unset}
+
+
+def hold(workspace, environment):
+    """A process that runs an endless flow on the workspace's server; with its server's address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, workspace], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    url, owned = process.stdout.readline().split()
+    return process, Server(url, owned == "True")
+
+
+def end(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_is_shared_dies_with_its_owner_and_its_runs_are_marked(tmp_path, environment):
+    first, server = hold(tmp_path, environment)
+    try:
+        assert server.owned
+        assert httpx.get(f"{server.api_url}/health").json() is True
+        pid = next(p.pid for p in psutil.Process(first.pid).children() if "prefect" in " ".join(p.cmdline()))
+        second, shared = hold(tmp_path, environment)
+        end(second)
+        assert (shared.ui_url, shared.owned) == (server.ui_url, False)
+        assert mark_crashed_runs(shared) == 0, "a server of somebody else may have runs that are alive"
+        assert mark_crashed_runs(server) == 2
+        states = httpx.post(f"{server.api_url}/flow_runs/filter", json={}).json()
+        assert {run["state_type"] for run in states} == {"CRASHED"}
+    finally:
+        end(first)
+    for _ in range(50):
+        if not psutil.pid_exists(pid):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server outlived the process that started it")
+
+
+def test_the_address_of_the_environment_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    assert configured_api_url() == "http://127.0.0.1:1/api"
+
+
+def test_the_active_prefect_profile_is_used(monkeypatch, tmp_path):
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text('active = "group"\n[profiles.group]\nPREFECT_API_URL = "http://127.0.0.1:2/api"\n')
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_PROFILES_PATH", str(profiles))
+    assert configured_api_url() == "http://127.0.0.1:2/api"
+
+
+def test_a_remote_workspace_keeps_its_server_in_the_home():
+    from flows.server import prefect_home
+
+    assert prefect_home(Workspace("memory://somewhere")).name == "prefect"
+
+
+def test_a_server_that_cannot_start_is_one_sentence(tmp_path, monkeypatch):
+    from flows import server
+
+    for name in ("PREFECT_API_URL", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "prefect.db").write_text("not a database" * 1000)
+    failure = pytest.raises(WorkspaceError, match=r"The Prefect server did not start; last line of .*server\.log")
+    with failure, server.prefect_server(Workspace(tmp_path)):
+        pass

@@ -1,0 +1,233 @@
+"""The network is the published one: size, numbers, shapes."""
+
+import importlib.util
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
+from models.bnas_training import GridBatches, kelvin, predict_images, train_network
+from models.exceptions import ModelInputError
+from models.training import Recipe, build, one_thread
+
+SMALL = BnasConfig(embed_dim=16, depth=2, heads=3, head_dim=8, mlp_dim=24, bands=5, mesh=8, patch=4)
+TINY = CONFIGS["tiny"][0]
+
+
+def load_vit_3d() -> ModuleType:
+    """``vit_pytorch.vit_3d`` by its file: the package imports torchvision, which nothing here needs."""
+    package = importlib.util.find_spec("vit_pytorch")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("vit_pytorch is not installed")
+    file = Path(package.submodule_search_locations[0]) / "vit_3d.py"
+    spec = importlib.util.spec_from_file_location("vit_3d", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def as_vit_names(name: str) -> str:
+    """Our parameter's name to the one in ``vit_3d.ViT``."""
+    start = {
+        "class_token": "cls_token",
+        "positions": "pos_embedding",
+        "embedding.": "to_patch_embedding.",
+        "head.": "mlp_head.",
+        "blocks.": "transformer.layers.",
+    }
+    ours, theirs = next((o, t) for o, t in start.items() if name.startswith(o))
+    name = name.replace(ours, theirs, 1)
+    if theirs == "to_patch_embedding.":
+        number = int(name.split(".")[1])
+        name = name.replace(f".{number}.", f".{number + 1}.", 1)  # theirs begins with the rearrangement
+    return name.replace(".attention.", ".0.").replace(".mlp.", ".1.net.")
+
+
+@pytest.mark.parametrize("config", [SMALL, BnasConfig()], ids=["small", "published"])
+def test_equals_vit_pytorch_with_the_same_weights(config: BnasConfig) -> None:
+    theirs = load_vit_3d().ViT(
+        image_size=config.mesh,
+        image_patch_size=config.patch,
+        frames=config.mesh,
+        frame_patch_size=config.patch,
+        num_classes=1,
+        dim=config.embed_dim,
+        depth=config.depth,
+        heads=config.heads,
+        dim_head=config.head_dim,
+        mlp_dim=config.mlp_dim,
+        channels=config.bands,
+        dropout=config.dropout,
+        emb_dropout=config.embed_dropout,
+    )
+    ours = build(lambda: Bnas(config), 0)
+    theirs.load_state_dict({as_vit_names(name): value for name, value in ours.state_dict().items()})
+    energies = 3 * torch.randn(2, config.bands, config.mesh, config.mesh, config.mesh)
+    ours.eval(), theirs.eval()
+    with torch.no_grad(), one_thread():
+        assert torch.allclose(ours(energies), theirs(energies).squeeze(-1), atol=1e-5)
+
+
+def test_published_network_has_34_million_parameters() -> None:
+    with torch.device("meta"):  # counts without making the numbers
+        network = Bnas(CONFIGS["paper"][0])
+    assert round(sum(weights.numel() for weights in network.parameters()) / 1e6, 2) == 34.56
+
+
+def test_published_recipe() -> None:
+    recipe = CONFIGS["paper"][1]
+    assert recipe.optimizer == "sgd"
+    numbers = (recipe.learning_rate, recipe.momentum, recipe.weight_decay, recipe.batch_size, recipe.epochs)
+    assert numbers == (0.001, 0.9, 1e-5, 64, 700)
+    assert (recipe.schedule, recipe.warmup, recipe.clip) == ("constant", 0, None)
+
+
+@pytest.mark.parametrize("name", ["starter", "tiny", "paper"])
+def test_every_configuration_takes_real_grids(name: str) -> None:
+    config = CONFIGS[name][0]
+    network = build(lambda: Bnas(config), 0).eval()
+    energies = torch.randn(2, 18, 32, 32, 32)
+    with torch.no_grad(), one_thread():
+        assert network(prepare(energies, config)).shape == (2,)
+
+
+def test_patches_stand_in_order_and_bands_run_fastest() -> None:
+    energies = torch.arange(2 * 4**3, dtype=torch.float32).reshape(1, 2, 4, 4, 4)
+    patches = patchify(energies, 2)
+    assert patches.shape == (1, 8, 16)
+    assert patches[0, 1, :4].tolist() == [
+        energies[0, 0, 0, 0, 2],
+        energies[0, 1, 0, 0, 2],
+        energies[0, 0, 0, 0, 3],
+        energies[0, 1, 0, 0, 3],
+    ]
+    assert torch.equal(patches[0, 4, 0], energies[0, 0, 2, 0, 0])
+
+
+def test_thinning_takes_points_of_the_grid() -> None:
+    energies = torch.randn(1, 18, 32, 32, 32)
+    thinned = prepare(energies, TINY)
+    assert torch.equal(thinned, energies[..., ::4, ::4, ::4])
+    assert torch.equal(prepare(energies, BnasConfig()), energies)
+    scaled = prepare(energies, BnasConfig(window_ev=0.5))
+    assert torch.allclose(scaled, torch.tanh(energies / 0.5))
+
+
+def test_attention_weights_are_those_of_the_fused_kernel() -> None:
+    network = build(lambda: Bnas(SMALL), 0).eval()
+    energies = torch.randn(2, 5, 8, 8, 8)
+    weights = network.attention_weights(energies)
+    assert [tuple(w.shape) for w in weights] == [(2, 3, 9, 9)] * 2
+    assert torch.allclose(weights[0].sum(-1), torch.ones(2, 3, 9))
+    tokens = network._embed(energies)
+    attention = network.blocks[0].attention
+    _, _, values = attention._project(tokens)
+    by_hand = attention.to_out((weights[0] @ values).transpose(1, 2).flatten(2))
+    assert torch.allclose(by_hand, attention(tokens), atol=1e-6)
+
+
+def test_published_initial_weights_are_an_offer() -> None:
+    config = SMALL.model_copy(update={"initial": "kaiming"})
+    network = build(lambda: Bnas(config), 0)
+    assert network.head[1].bias.abs() > 0
+    assert network.embedding[0].weight.std().item() == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 17, 32, 32, 32), "18 bands"), ((1, 18, 30, 30, 30), "multiple of 8"), ((18, 32, 32, 32), "do not fit")],
+    ids=["bands", "mesh", "no samples"],
+)
+def test_wrong_shape_is_told(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ModelInputError, match=message):
+        prepare(torch.zeros(shape), TINY)
+
+
+def test_nan_in_a_grid_is_told_with_its_place() -> None:
+    energies = torch.zeros(3, 18, 8, 8, 8)
+    energies[2, 4, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelInputError, match="not finite in 1 grids, the first at position 2"):
+        prepare(energies, TINY)
+
+
+def test_unprepared_energies_are_told() -> None:
+    with pytest.raises(ModelInputError, match=r"takes energies of shape \(samples, 18, 8, 8, 8\)"):
+        Bnas(TINY)(torch.zeros(1, 18, 32, 32, 32))
+
+
+def test_patch_that_does_not_divide_the_mesh_is_refused() -> None:
+    with pytest.raises(ValidationError, match="mesh=32 is not a multiple of patch=7"):
+        BnasConfig(patch=7)
+
+
+def shifted_bands(count: int) -> tuple[Tensor, Tensor]:
+    """Grids whose label is how far the upper bands stand above the lower ones."""
+    generator = torch.Generator().manual_seed(0)
+    k = 2 * torch.pi * torch.arange(8) / 8
+    shape = k.cos()[:, None, None] + k.cos()[None, :, None] + k.cos()[None, None, :]
+    shift = torch.rand(count, generator=generator)
+    upper = (torch.arange(18) >= 9)[None, :, None, None, None]
+    return shape + 6 * shift[:, None, None, None, None] * upper, 30 * shift
+
+
+def test_learns_a_planted_rule_and_repeats() -> None:
+    energies, tc = shifted_bands(48)
+    recipe = Recipe(epochs=40, batch_size=12, learning_rate=3e-3, clip=1.0)
+    with one_thread():
+        networks = [train_network(TINY, recipe, energies[:36], tc[:36].numpy(), device="cpu")[0] for _ in range(2)]
+        first, second = (predict_images([network], energies[36:], "cpu") for network in networks)
+    assert (first == second).all()
+    error = abs(kelvin(first.mean(axis=(0, 1))) - tc[36:].numpy()).mean()
+    assert error < 0.5 * abs(tc[36:] - tc[:36].mean()).mean()
+
+
+def test_centred_network_starts_at_the_mean_label() -> None:
+    network = Bnas(SMALL.model_copy(update={"centred": True})).eval()
+    network.start_at(1.5)
+    assert network(torch.randn(2, 5, 8, 8, 8)).tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("tc", "message"),
+    [([1.0, -2.0], "not below 0 kelvin"), ([1.0, float("nan")], "finite"), ([1.0], "1 labels for 2 grids")],
+    ids=["negative", "nan", "number"],
+)
+def test_bad_labels_are_told(tc: list[float], message: str) -> None:
+    with pytest.raises(ModelInputError, match=message):
+        train_network(TINY, CONFIGS["tiny"][1], torch.zeros(2, 18, 8, 8, 8), torch.tensor(tc).numpy(), device="cpu")
+
+
+def test_batches_hold_images_of_their_own_rows() -> None:
+    energies = torch.arange(4.0)[:, None, None, None, None].expand(4, 18, 8, 8, 8).contiguous()
+    batches = GridBatches(energies, torch.arange(4.0))
+    images, labels = batches(torch.tensor([3, 1]), torch.Generator(), torch.device("cpu"))
+    assert labels.tolist() == [3, 1]
+    assert images[:, 0, 0, 0, 0].tolist() == [3, 1]
+
+
+def test_is_no_slower_than_vit_pytorch_forward() -> None:
+    config = BnasConfig(depth=1)
+    theirs = load_vit_3d().ViT(
+        image_size=32, image_patch_size=8, frames=32, frame_patch_size=8, num_classes=1, dim=534, depth=1, heads=64,
+        mlp_dim=1038, channels=18,
+    )  # fmt: skip
+    ours = Bnas(config)
+    energies = torch.randn(2, 18, 32, 32, 32)
+
+    def fastest(network: nn.Module) -> float:
+        times = []
+        with torch.no_grad(), one_thread():
+            for _ in range(4):
+                started = time.process_time()
+                network.eval()(energies)
+                times.append(time.process_time() - started)
+        return min(times)
+
+    assert fastest(ours) < 2 * fastest(theirs)  # loose: the machine is shared

@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from models.crystals import ELEMENTS, MASKED, PADDING, collate, crystal_arrays, graph
+from models.s2snet import (
+    CONFIGS,
+    NO_TARGET,
+    AttentionLayer,
+    S2SNet,
+    S2SNetConfig,
+    Set2Set,
+    composition_statistics,
+    element_properties,
+    mask_atoms,
+)
+from models.s2snet_training import HiddenElements, LabelledCrystals, predict_logits, train_network
+from models.training import Recipe, build
+from tests.models.crystal_examples import CUTOFF, EXAMPLES, example_graph
+
+TINY = CONFIGS["tiny"].network
+PAPER = CONFIGS["paper"].network.model_copy(
+    update={"width": 16, "layers": 2, "heads": 4, "feed_forward": 32, "gaussians": 32, "set2set_steps": 2}
+)
+PUBLISHED_CODE = PAPER.model_copy(
+    update={
+        "scale_embedding": True,
+        "position_sum": "normalised",
+        "sigma": 0.5,
+        "attention": "all",
+        "lattice": "matrix",
+        "head_layers": 4,
+    }
+)
+READINGS = {"ours": TINY, "paper": PAPER, "published code": PUBLISHED_CODE}
+
+
+def make(config: S2SNetConfig) -> S2SNet:
+    return build(lambda: S2SNet(config), 0).eval()
+
+
+def logit(network: S2SNet, structure: Structure) -> float:
+    return float(predict_logits(network, [graph(crystal_arrays(structure), CUTOFF)])[0])
+
+
+@pytest.fixture(scope="module")
+def ours() -> S2SNet:
+    return make(TINY)
+
+
+@pytest.mark.parametrize("config", READINGS.values(), ids=READINGS)
+def test_logits_and_masked_elements_have_their_shapes_and_gradients(config):
+    network = make(config)
+    batch = collate([example_graph(name) for name in EXAMPLES])
+    logits, elements = network(batch), network(batch, masked=True)
+    assert logits.shape == (5,)
+    assert elements.shape == (5, 8, ELEMENTS)
+    (logits.sum() + elements[batch.mask].sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    assert network.embedding.weight.grad[PADDING].abs().sum() == 0
+
+
+@pytest.mark.parametrize("config", READINGS.values(), ids=READINGS)
+def test_padding_and_neighbours_in_the_batch_change_nothing(config):
+    network = make(config)
+    crystals = [example_graph(name) for name in EXAMPLES]
+    alone = np.concatenate([predict_logits(network, [crystal]) for crystal in crystals])
+    np.testing.assert_allclose(predict_logits(network, crystals), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", READINGS.values(), ids=READINGS)
+def test_order_of_the_atoms_changes_nothing(config):
+    network, structure = make(config), EXAMPLES["Nb3Sn"]()
+    shuffled = Structure.from_sites([structure[index] for index in (5, 0, 7, 2, 1, 6, 3, 4)])
+    assert logit(network, shuffled) == pytest.approx(logit(network, structure), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MgB2", "Nb3Sn", "Si"])
+def test_choice_of_origin_changes_nothing(ours, name):
+    moved = EXAMPLES[name]()
+    moved.translate_sites(range(len(moved)), [0.31, 0.17, 0.73])
+    assert logit(ours, moved) == pytest.approx(logit(ours, EXAMPLES[name]()), abs=1e-4)
+
+
+CELLS = {
+    "other cell vectors": [[1, 1, 0], [0, 1, 0], [0, -1, 1]],
+    "doubled": [[2, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "conventional": [[-1, 1, 1], [1, -1, 1], [1, 1, -1]],
+}
+
+
+@pytest.mark.parametrize("matrix", CELLS.values(), ids=CELLS)
+@pytest.mark.parametrize("name", ["Al", "MgB2"])
+def test_choice_of_the_cell_changes_nothing(ours, name, matrix):
+    other = EXAMPLES[name]().make_supercell(matrix, in_place=False)
+    assert logit(ours, other) == pytest.approx(logit(ours, EXAMPLES[name]()), abs=1e-4)
+
+
+def test_orientation_changes_nothing(ours):
+    structure = EXAMPLES["MgB2"]()
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    rotated = Structure(Lattice(structure.lattice.matrix @ rotation), structure.species, structure.frac_coords)
+    assert logit(ours, rotated) == pytest.approx(logit(ours, structure), abs=1e-4)
+
+
+def test_the_papers_position_depends_on_the_cell_which_is_why_ours_differs():
+    network = make(PAPER)
+    doubled = EXAMPLES["MgB2"]().make_supercell([2, 1, 1], in_place=False)
+    assert abs(logit(network, doubled) - logit(network, EXAMPLES["MgB2"]())) > 1e-3
+
+
+def test_structure_matters_beyond_composition(ours):
+    stretched = EXAMPLES["MgB2"]()
+    matrix = stretched.lattice.matrix * np.array([[1.0], [1.0], [1.3]])
+    other = Structure(Lattice(matrix), stretched.species, stretched.frac_coords)
+    assert abs(logit(ours, other) - logit(ours, stretched)) > 1e-4
+
+
+def test_attention_over_images_is_one_softmax_over_all_of_them():
+    """A pair's bias is the log of its images' summed weights: the same as each image attended to on its own."""
+    config = TINY.model_copy(update={"dropout": 0.0})
+    layer = build(lambda: AttentionLayer(config), 0).eval()
+    atoms = torch.randn(1, 2, config.width, generator=torch.Generator().manual_seed(0))
+    images = torch.tensor([[0.5, 2.0, 1.5], [1.0, 0.3, 0.2]])  # of atom 0 once and of atom 1 twice, for each atom
+    summed = torch.stack([images[:, 0], images[:, 1] + images[:, 2]], dim=1).log()[None, None]
+    apart = images.log()[None, None]
+    tripled = torch.cat([atoms, atoms[:, 1:]], dim=1)
+    rows = torch.cat([apart, apart[:, :, 1:]], dim=2)
+    torch.testing.assert_close(layer(atoms, summed), layer(tripled, rows)[:, :2])
+
+
+def test_paper_configuration_is_as_printed():
+    paper = CONFIGS["paper"]
+    assert (paper.network.width, paper.network.layers, paper.network.radius) == (512, 10, 2.0)
+    assert (paper.network.gaussians, paper.network.reach, paper.network.sigma) == (512, 5.12, 2.0)
+    assert (paper.network.attention, paper.network.positions) == ("radius", "centre")
+    assert (paper.network.lattice, paper.network.head_layers, paper.freeze) == ("lengths", 2, True)
+    assert not (paper.network.properties or paper.network.composition)
+    trunk = sum(p.numel() for p in S2SNet(paper.network).layers.parameters())
+    assert trunk == pytest.approx(31.5e6, rel=0.01)  # the 31 million of the published trunk
+
+
+def test_attention_within_2_angstrom_leaves_the_atoms_of_a_metal_alone():
+    batch = collate([example_graph("Al"), example_graph("Nb3Sn")])
+    network = make(PAPER)
+    bias = network._attention_biases(batch, network._expand(batch))[0]
+    alone = torch.isfinite(bias[1, 0])
+    assert torch.equal(alone, torch.eye(8, dtype=torch.bool))
+
+
+def test_frozen_trunk_leaves_the_head_to_learn():
+    network = make(TINY)
+    network.freeze_trunk()
+    learning = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert learning == {"head"}
+    assert not any(p.requires_grad for p in network.head.aggregate.parameters())
+
+
+def test_set2set_reads_only_atoms_and_needs_no_order():
+    module = build(lambda: Set2Set(4, 3), 0)
+    items = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True, True, False]])
+    read = module(items, mask)
+    assert read.shape == (1, 8)
+    other = items[:, [1, 0, 2]].clone()
+    other[:, 2] = 99.0
+    torch.testing.assert_close(module(other, mask), read)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Al", 0), ("MgB2", 2), ("NaCl", 2)])
+def test_masking_hides_at_least_two_atoms_but_never_all(name, expected):
+    batch = collate([example_graph(name), example_graph("NaCl")])
+    masked, targets = mask_atoms(batch, torch.Generator().manual_seed(0))
+    hidden = targets != NO_TARGET
+    assert hidden[0].sum() == expected
+    assert torch.equal(masked.numbers == MASKED, hidden)
+    assert torch.equal(targets[hidden] + 1, batch.numbers[hidden])
+    assert torch.equal(masked.numbers[~hidden], batch.numbers[~hidden])
+
+
+def test_masking_hides_fifteen_percent_of_a_large_crystal():
+    large = EXAMPLES["NaCl"]().make_supercell([2, 2, 2], in_place=False)
+    _, targets = mask_atoms(collate([graph(crystal_arrays(large), 4.0)]), torch.Generator().manual_seed(0))
+    assert (targets != NO_TARGET).sum() == 10  # of 64
+
+
+def test_element_properties_are_standardised_and_say_nothing_of_padding_and_mask():
+    table = element_properties()
+    assert table.shape == (ELEMENTS + 2, 22)
+    assert np.isfinite(table).all()
+    assert np.abs(table[[PADDING, MASKED]]).sum() == 0
+    np.testing.assert_allclose(table[1:-1].mean(axis=0), 0, atol=0.05)
+
+
+def test_composition_statistics_ignore_padding():
+    values, mask = torch.tensor([[[1.0], [3.0], [50.0]]]), torch.tensor([[True, True, False]])
+    assert composition_statistics(values, mask).tolist() == [[2.0, 1.0, 1.0, 3.0]]
+
+
+def test_training_learns_and_is_the_same_for_a_seed():
+    crystals = [example_graph(name) for name in EXAMPLES] * 2
+    labels = np.array([1, 0, 1, 1, 0] * 2)
+    recipe = Recipe(epochs=25, batch_size=5, learning_rate=1e-2)
+    named = CONFIGS["tiny"]._replace(finetuning=recipe, pretraining=recipe.model_copy(update={"epochs": 2}))
+    first = train_network(named, crystals, labels, crystals, 1, device="cpu")
+    again = train_network(named, crystals, labels, crystals, 1, device="cpu")
+    logits = predict_logits(first, crystals)
+    np.testing.assert_array_equal(logits, predict_logits(again, crystals))
+    assert ((logits > 0) == (labels == 1)).all()
+
+
+def test_samples_count_crystals_and_keep_labels_with_them():
+    crystals, labels = [example_graph(name) for name in EXAMPLES], np.arange(5)
+    samples = LabelledCrystals(crystals, labels)
+    assert len(samples) == len(HiddenElements(crystals)) == 5
+    for batch, found in samples(torch.tensor([4, 1, 2]), torch.Generator(), torch.device("cpu")):
+        for numbers, label in zip(batch.numbers, found, strict=True):
+            assert (numbers > 0).sum() == len(crystals[int(label)])

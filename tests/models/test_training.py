@@ -1,0 +1,198 @@
+"""The training loop: same seed same bits, resume to the same bits, stop before a bad step, live with little memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.exceptions import CheckpointError, TrainingError
+from models.training import Recipe, build, fit, one_thread, rate_factor, resolve_device
+
+RECIPE = Recipe(epochs=6, batch_size=8, learning_rate=0.01, warmup=0.2, schedule="cosine", clip=1.0)
+INPUTS = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Samples:
+    def __init__(self, targets: Tensor | None = None) -> None:
+        self.targets = INPUTS.sum(1, keepdim=True) if targets is None else targets
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(INPUTS)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+        self.asked.append(len(rows))
+        noise = torch.randn(len(rows), 4, generator=generator)
+        return (INPUTS[rows] + 0.01 * noise).to(device), self.targets[rows].to(device)
+
+
+def network() -> nn.Module:
+    return build(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1)), seed=1)
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+def train(recipe: Recipe = RECIPE, **options: Any) -> tuple[nn.Module, Any]:
+    model = network()
+    with one_thread():
+        log = fit(model, loss, Samples(), recipe, device="cpu", **options)
+    return model, log
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_training_learns() -> None:
+    _, log = train(RECIPE.model_copy(update={"epochs": 80, "learning_rate": 0.03}))
+    assert log.losses[-1] < 0.3 * log.losses[0]
+    assert len(log.losses) == len(log.learning_rates) == 80
+
+
+def test_same_bits_whatever_ran_before_and_the_seed_outside_is_kept() -> None:
+    first, _ = train()
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    second, _ = train()
+    assert torch.equal(before, torch.get_rng_state())
+    assert equal(first, second)
+    other, _ = train(RECIPE.model_copy(update={"seed": 5}))
+    assert not equal(first, other)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_killed_training_resumes_to_the_same_bits(tmp_path: Path, optimizer: str, stop: int) -> None:
+    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
+    whole, log = train(recipe)
+
+    def kill(epoch: int, _network: nn.Module) -> None:
+        if epoch == stop:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, checkpoint=file, checkpoint_seconds=0, after_epoch=kill)
+    resumed, rest = train(recipe, checkpoint=file)
+    assert rest.resumed_from == stop
+    assert rest.losses == log.losses
+    assert equal(whole, resumed)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_progress_counts_the_resumed_epochs_too(tmp_path: Path) -> None:
+    steps: list[int] = []
+    train(checkpoint=tmp_path / "c.pt", advance=steps.append)
+    assert steps == [1] * 6
+    steps.clear()
+    train(checkpoint=tmp_path / "c.pt", advance=steps.append)
+    assert steps == [6]
+
+
+def other_network(file: Path) -> None:
+    fit(nn.Linear(4, 1), loss, Samples(), RECIPE, device="cpu", checkpoint=file)
+
+
+def other_recipe(file: Path) -> None:
+    train(RECIPE.model_copy(update={"learning_rate": 1.0}), checkpoint=file)
+
+
+def damaged(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+    train(checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [(other_network, "network differ"), (other_recipe, "recipe differ"), (damaged, "cannot be read")],
+    ids=["network", "recipe", "damaged"],
+)
+def test_foreign_checkpoint_is_refused(tmp_path: Path, use: Callable[[Path], None], message: str) -> None:
+    file = tmp_path / "c.pt"
+    train(checkpoint=file)
+    with pytest.raises(CheckpointError, match=message):
+        use(file)
+
+
+def test_loss_that_is_not_finite_stops_before_the_step() -> None:
+    model, targets = network(), INPUTS.sum(1, keepdim=True)
+    targets[7] = float("nan")
+    start = network()
+    with pytest.raises(TrainingError, match=r"loss is nan in epoch 1, step \d"):
+        fit(model, loss, Samples(targets), RECIPE.model_copy(update={"batch_size": 30}), device="cpu")
+    assert equal(model, start)
+
+
+def test_little_memory_halves_the_batch_and_goes_on() -> None:
+    samples = Samples()
+
+    def hungry(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 3:
+            raise torch.OutOfMemoryError("no memory for this")
+        return loss(model, batch)
+
+    log = fit(network(), hungry, samples, RECIPE, device="cpu")
+    assert [note.split(":")[1] for note in log.notes] == [
+        " batches go in parts of 4 samples from here on",
+        " batches go in parts of 2 samples from here on",
+    ]
+    assert max(samples.asked[2:]) == 2
+    assert len(log.losses) == RECIPE.epochs
+
+
+def test_no_memory_for_one_sample_is_told() -> None:
+    def starving(model: nn.Module, batch: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory at all")
+
+    with pytest.raises(TrainingError, match="does not hold a single sample: no memory at all"):
+        fit(network(), starving, Samples(), RECIPE, device="cpu")
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
+    recipe = Recipe(epochs=1, batch_size=30, optimizer="sgd", momentum=0, learning_rate=0.1, weight_decay=0)
+    whole, parts = nn.Linear(4, 1), nn.Linear(4, 1)
+    parts.load_state_dict(whole.state_dict())
+
+    class Plain(Samples):
+        def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+            return INPUTS[rows], self.targets[rows]
+
+    def hungry(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 20:
+            raise torch.OutOfMemoryError("no memory for this")
+        return loss(model, batch)
+
+    fit(whole, loss, Plain(), recipe, device="cpu")
+    fit(parts, hungry, Plain(), recipe, device="cpu")
+    assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
+
+
+def test_rate_warms_up_and_falls_to_zero() -> None:
+    recipe = Recipe(warmup=0.1, schedule="cosine")
+    factors = [rate_factor(recipe, step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1
+    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] < 0.001
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_device_that_is_not_there_is_told(device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(TrainingError, match=device):
+        resolve_device(device)
+
+
+def test_empty_training_set_is_told() -> None:
+    class Nothing(Samples):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(TrainingError, match="empty"):
+        fit(network(), loss, Nothing(), RECIPE, device="cpu")

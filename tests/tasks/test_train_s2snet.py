@@ -1,0 +1,272 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pymatgen.core import Element, Lattice, Structure
+
+from models.exceptions import CheckpointError, ModelInputError
+from tasks.bnas_data import cross_validations
+from tasks.exceptions import InputError, MissingStageError
+from tasks.model_store import load_model
+from tasks.s2snet_data import choose_network, make_plan, pretraining_rows, read_crystals
+from tasks.schemas import FOLDS, ORDERED, PREDICTIONS
+from tasks.settings import TrainingSettings
+from tasks.stages import hash_text
+from tasks.train_s2snet import dataset_from_s2s, gather, load_s2snet, score_part, train_part
+from tasks.workspace import Workspace
+from tests.models.crystal_examples import EXAMPLES
+
+CUTOFF = 5.0
+SETTINGS = TrainingSettings(config="tiny", epochs=1, folds=2, ensemble=2, device="cpu")
+
+# Lattice constants in angstrom; structure types fcc, bcc and rock salt.
+CUBIC = {
+    **{("Fm-3m", (symbol,)): a for symbol, a in (("Al", 4.05), ("Pb", 4.95), ("Cu", 3.61), ("Ag", 4.09), ("Au", 4.08))},
+    **{("Im-3m", (symbol,)): a for symbol, a in (("Nb", 3.30), ("V", 3.03), ("Ta", 3.31), ("Na", 4.29), ("K", 5.33))},
+    ("Fm-3m", ("Nb", "N")): 4.39,
+    ("Fm-3m", ("Na", "Cl")): 5.64,
+    ("Fm-3m", ("K", "Cl")): 6.29,
+    ("Fm-3m", ("Mg", "O")): 4.21,
+    ("Fm-3m", ("Li", "F")): 4.03,
+    ("Fm-3m", ("Zr", "N")): 4.58,
+}
+SUPERCONDUCTORS = {"Al": 1.2, "Pb": 7.2, "Nb": 9.3, "V": 5.4, "Ta": 4.5, "NbN": 16.0, "ZrN": 10.0}
+UNKNOWN = {"Au", "LiF"}
+
+
+def cubic(group: str, symbols: tuple[str, ...], a: float) -> Structure:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(symbols)]
+    return Structure.from_spacegroup(group, Lattice.cubic(a), symbols, sites).get_primitive_structure()
+
+
+def row(structure: Structure, name: str | None = None) -> dict:
+    formula, text = structure.composition.reduced_formula, structure.to(fmt="json")
+    measured = formula not in UNKNOWN
+    return {
+        "material_id": name or f"crystal-{formula}",
+        "parent_id": f"parent-{formula}",
+        "formula": formula,
+        "supercon_formula": formula if measured else None,
+        "tc_kelvin": SUPERCONDUCTORS.get(formula, 0.0) if measured else None,
+        "year_first": 1950,
+        "family": "other",
+        "match": "exact",
+        "space_group": "",
+        "sites": len(structure),
+        "supercell": [1, 0, 0, 0, 1, 0, 0, 0, 1],
+        "composition_error": 0.0,
+        "structure_hash": hash_text(text),
+        "structure": text,
+    }
+
+
+def write(workspace: Workspace, rows: list[dict]) -> Workspace:
+    complete = [dict.fromkeys(ORDERED.names) | found for found in rows]
+    workspace.write_table("crystals/ordered.parquet", pa.Table.from_pylist(complete, schema=ORDERED))
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    disordered = Structure(Lattice.cubic(3.2), [{"Nb": 0.5, "Ti": 0.5}], [[0, 0, 0]])
+    return [row(cubic(*key, a)) for key, a in CUBIC.items()] + [row(disordered, "crystal-disordered")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, rows):
+    """A workspace with a trained ensemble, and what the stage told of it."""
+    workspace = write(Workspace(tmp_path_factory.mktemp("trained")), rows)
+    plan = make_plan(workspace, read_crystals(workspace, CUTOFF), SETTINGS)
+    for part in plan.parts:
+        work = score_part if part.kind == "baselines" else train_part
+        work(workspace.url, SETTINGS, plan, part)
+    return workspace, plan, gather(workspace, SETTINGS, plan)
+
+
+def test_what_is_read_and_what_is_refused(tmp_path, rows):
+    crystals = read_crystals(write(Workspace(tmp_path), rows), CUTOFF)
+    assert len(crystals.graphs) == len(CUBIC)
+    assert len(crystals.labels) == len(CUBIC) - len(UNKNOWN)
+    assert crystals.labels.sum() == len(SUPERCONDUCTORS)
+    assert [(found.item, "partial occupancy" in found.reason) for found in crystals.rejected] == [
+        ("crystal-disordered", True)
+    ]
+
+
+@pytest.mark.parametrize("split", ["random", "chemical-system"])
+def test_no_held_out_crystal_is_seen_in_pretraining(tmp_path, rows, split):
+    twin = row(cubic("Fm-3m", ("Al",), 4.2), "crystal-Al-again") | {"tc_kelvin": None, "supercon_formula": None}
+    crystals = read_crystals(write(Workspace(tmp_path), [*rows, twin]), CUTOFF)
+    ids = np.array(crystals.rows.column("material_id"))
+    for fold in cross_validations(crystals.measured, SETTINGS)[split]:
+        test = crystals.labelled[fold.test]
+        seen = pretraining_rows(crystals, split, test)
+        assert not set(seen) & set(test)
+        assert {"crystal-Au", "crystal-LiF"} <= set(ids[seen])
+        if split == "chemical-system" and "crystal-Al" in ids[test]:
+            assert "crystal-Al-again" not in ids[seen]
+
+
+def test_the_stage_accounts_for_every_crystal(trained):
+    _, plan, outcome = trained
+    assert outcome.rows_in == outcome.accounted + len(outcome.rejected) == len(CUBIC) + 1
+    assert outcome.counts["superconductors"] == len(SUPERCONDUCTORS)
+    assert len(plan.parts) == 2 * 2 * 2 + 2
+
+
+def test_scores_stand_beside_the_baselines_on_the_same_folds(trained):
+    workspace, plan, _ = trained
+    metrics = load_model(workspace, "s2snet", plan.version).metrics
+    for split in SETTINGS.splits:
+        models = metrics["scores"][split]
+        assert {"s2snet", "mean", "size only", "Magpie, random forest"} <= set(models)
+        for scores in models.values():
+            assert set(scores) == {"roc_auc", "accuracy", "brier"}
+            assert scores["brier"]["low"] <= scores["brier"]["value"] <= scores["brier"]["high"]
+    assert metrics["calibration"]["split"] == "chemical-system"
+    assert sum(bin["materials"] for bin in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
+
+
+def test_each_measured_crystal_is_predicted_once_a_split_and_model(trained):
+    workspace, plan, _ = trained
+    table = workspace.read_table(f"models/s2snet/{plan.version}/predictions.parquet")
+    assert table.schema.equals(PREDICTIONS)
+    for split in SETTINGS.splits:
+        found = [r["material_id"] for r in table.to_pylist() if r["split"] == split and r["model"] == "s2snet"]
+        assert len(found) == len(set(found)) == len(CUBIC) - len(UNKNOWN)
+    assert all(0 <= r["probability"] <= 1 for r in table.to_pylist())
+    assert workspace.read_table(f"models/s2snet/{plan.version}/folds.parquet").schema.equals(FOLDS)
+
+
+def test_the_same_training_gives_the_same_weights_and_leaves_no_checkpoint(trained, tmp_path, rows):
+    workspace, plan, _ = trained
+    other = write(Workspace(tmp_path), rows)
+    assert make_plan(other, read_crystals(other, CUTOFF), SETTINGS) == plan
+    for part in (plan.members[0], plan.folds[0]):
+        train_part(other.url, SETTINGS, plan, part)
+        assert other.read_bytes(part.file) == workspace.read_bytes(part.file)
+    assert not other.list("models/**/*checkpoint*")
+
+
+def test_ensemble_answers_with_a_probability_between_its_members(trained):
+    workspace, plan, _ = trained
+    ensemble = load_s2snet(workspace)
+    assert ensemble.version == plan.version
+    prediction = ensemble.predict([EXAMPLES[name]() for name in ("MgB2", "NaCl")])
+    assert prediction.probability.shape == (2,)
+    assert (prediction.probability_low <= prediction.probability + 1e-12).all()
+    assert (prediction.probability <= prediction.probability_high + 1e-12).all()
+    assert ((prediction.probability > 0) & (prediction.probability < 1)).all()
+
+
+def test_crystals_in_one_question_do_not_touch_each_other(trained):
+    ensemble = load_s2snet(trained[0])
+    together = ensemble.predict([EXAMPLES[name]() for name in EXAMPLES]).probability
+    alone = [ensemble.predict([make()]).probability[0] for make in EXAMPLES.values()]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_atom_weights_are_one_a_site(trained):
+    weights = load_s2snet(trained[0]).atom_weights(EXAMPLES["MgB2"]())
+    assert weights.shape == (3,)
+    assert np.abs(weights).max() == pytest.approx(1)
+
+
+def test_a_crystal_that_the_network_cannot_take_is_refused(trained):
+    with pytest.raises(ModelInputError, match="partial occupancy"):
+        load_s2snet(trained[0]).predict([Structure(Lattice.cubic(3.2), [{"Nb": 0.5, "Ti": 0.5}], [[0, 0, 0]])])
+
+
+def test_nothing_trained_says_how_to_train(tmp_path):
+    with pytest.raises(MissingStageError, match="meissner train s2snet"):
+        load_s2snet(Workspace(tmp_path))
+
+
+def test_a_configuration_of_another_network_is_refused(trained, tmp_path):
+    workspace, plan, _ = trained
+    name = f"models/s2snet/{plan.version}"
+    other = Workspace(tmp_path)
+    for file in [*workspace.list(f"{name}/*.safetensors"), f"{name}/metrics.json", "models/s2snet/latest.json"]:
+        other.write_bytes(file, workspace.read_bytes(file))
+    config = workspace.read_json(f"{name}/config.json")
+    other.write_json(f"{name}/config.json", config | {"network": {"depth": 3}})
+    with pytest.raises(CheckpointError, match="is not one of this network"):
+        load_s2snet(other)
+    other.write_json(f"{name}/config.json", config | {"network": config["network"] | {"width": 4}})
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_s2snet(other)
+
+
+def test_too_few_of_a_class_says_what_is_needed(tmp_path, rows):
+    few = [found for found in rows if found["tc_kelvin"] in {None, 0.0, 16.0}]
+    workspace = write(Workspace(tmp_path), few)
+    with pytest.raises(InputError, match="at least 2 superconductors and 2 measured others.*has 1 and"):
+        make_plan(workspace, read_crystals(workspace, CUTOFF), SETTINGS)
+
+
+def test_an_unknown_configuration_names_the_known_ones():
+    with pytest.raises(InputError, match="'large'; choose one of paper, s2snet, starter, tiny"):
+        choose_network(SETTINGS.model_copy(update={"config": "large"}))
+
+
+def test_version_follows_data_and_settings(trained, tmp_path, rows):
+    _, plan, _ = trained
+    workspace = write(Workspace(tmp_path), rows[:-2])
+    crystals = read_crystals(workspace, CUTOFF)
+    other_data = make_plan(workspace, crystals, SETTINGS)
+    other_seed = make_plan(workspace, crystals, SETTINGS.model_copy(update={"seed": 1}))
+    assert len({plan.version, other_data.version, other_seed.version}) == 3
+
+
+S2S_LINE = {
+    "index": 0,
+    "superconductor": 1,
+    "lattice": [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]],
+    "atomic_numbers": [41, 22],
+    "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]],
+}
+
+
+@pytest.mark.parametrize("name", ["s2s.jsonl", "s2s.jsonl.gz"])
+def test_s2s_lines_are_read_and_bad_ones_refused(tmp_path, name):
+    bad = [S2S_LINE | {"superconductor": 3}, S2S_LINE | {"atomic_numbers": [41, 120]}, {"index": 4}]
+    text = "\n".join([json.dumps(S2S_LINE), *map(json.dumps, bad), "{", ""])
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    found = dataset_from_s2s(path)
+    assert (found.names, found.formulas, found.chemical_systems) == (["s2s-1"], ["TiNb"], ["Nb-Ti"])
+    assert found.labels.tolist() == [1]
+    assert [refusal.item for refusal in found.rejected] == [f"{name} line {number}" for number in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x1f\x8b damaged", b"{}"], ids=["missing", "empty", "damaged", "no"])
+def test_an_s2s_file_without_crystals_is_refused(tmp_path, content):
+    path = tmp_path / "s2s.jsonl.gz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="s2s.jsonl.gz"):
+        dataset_from_s2s(path)
+
+
+def test_s2s_is_read_whole(shared_data: Path):
+    found = dataset_from_s2s(shared_data / "s2s.jsonl.gz")
+    assert (len(found.crystals), int(found.labels.sum()), len(found.rejected)) == (1685, 421, 0)
+    assert max(map(len, found.crystals)) == 248
+    first = {Element.from_Z(int(number)).symbol for number in found.crystals[0].atomic_numbers}
+    assert found.chemical_systems[0].split("-") == sorted(first)
+
+
+@pytest.mark.usefixtures("prefect_harness")
+def test_the_flow_trains_once_and_reuses_what_is_there(tmp_path, rows):
+    from flows.train_s2snet import train_s2snet
+
+    workspace = write(Workspace(tmp_path), rows)
+    settings = SETTINGS.model_copy(update={"splits": ("chemical-system",), "ensemble": 1})
+    report = train_s2snet(workspace.url, settings, 1)
+    assert report.stage == "train-s2snet"
+    assert report.rows_refused == 1
+    assert "roc_auc chemical-system" in report.counts
+    assert train_s2snet(workspace.url, settings, 1).reused
