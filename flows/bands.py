@@ -1,9 +1,11 @@
 """Band structures: bundled ones are adopted, missing ones calculated, every job of every material a task run."""
 
+from typing import Any
+
 from jobflow import JobStore
 from maggma.stores import MemoryStore
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.bands import adopt_bundled, finish_bands, make_engine, plan_bands, prepare_calculations
 from tasks.engines import is_passing
@@ -37,8 +39,11 @@ def bands(
 
 def calculate(workspace: str, materials: tuple[str, ...], gpaw: GpawSettings, at_once: int) -> None:
     """Calculate materials, at most so many at once; each thread waits for a process of its own."""
-    with stage_progress("bands", len(materials)) as advance, ThreadPoolTaskRunner(max_workers=at_once) as runner:
+    threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=at_once)
+    with stage_progress("bands", len(materials)) as advance, threads as runner:
         jobs, on_finish = prepare_calculations(Workspace(workspace), materials, make_engine(workspace, gpaw), advance)
+        if not jobs.jobs:  # the engine refused every one of them
+            return
         run_on_prefect(
             jobs,
             store=JobStore(MemoryStore()),

@@ -1,6 +1,7 @@
 """Coarse bands become samples of BNAS, a chunk of materials a task, on several processes."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from prefect import flow, unmapped
 from prefect.futures import as_completed
@@ -10,6 +11,8 @@ from tasks.grids import GridChunk, finish_grids, grid_chunk, plan_grids
 from tasks.progress import stage_progress
 from tasks.settings import GridSettings
 from tasks.stages import StageReport
+
+WORTH_A_PROCESS = 100  # materials; a new process imports for about 4 s of CPU, a grid takes under 0.1 s
 
 
 @flow(name="grids")
@@ -29,9 +32,9 @@ def grids(
 
 
 def map_chunks(workspace: str, chunks: Sequence[GridChunk], settings: GridSettings, processes: int) -> None:
-    """One task a chunk, at most ``processes`` at once; a single one needs no process of its own."""
+    """One task a chunk, at most ``processes`` at once; few materials are made faster than a process starts."""
     materials = sum(len(chunk.material_ids) for chunk in chunks)
-    workers = min(processes, len(chunks))
+    workers = min(processes, len(chunks), materials // WORTH_A_PROCESS)
     pool: ProcessPoolTaskRunner | ThreadPoolTaskRunner
     pool = ProcessPoolTaskRunner(workers) if workers > 1 else ThreadPoolTaskRunner(max_workers=1)
     with pool as runner, stage_progress("grid", materials) as advance:
@@ -39,4 +42,4 @@ def map_chunks(workspace: str, chunks: Sequence[GridChunk], settings: GridSettin
             grid_chunk, {"workspace": workspace, "chunk": list(chunks), "settings": unmapped(settings)}
         )
         for future in as_completed(list(futures)):
-            advance(future.result())
+            advance(cast(int, future.result()))

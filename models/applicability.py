@@ -125,7 +125,7 @@ class TrainingDistance:
 
     def _standardise(self, compositions: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
         vectors = np.array([describe_composition(amounts) for amounts in compositions])
-        return (vectors - self._centre) / self._spread
+        return np.asarray((vectors - self._centre) / self._spread)
 
     def _distances(self, points: NDArray[np.float64], skip: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         """Mean distance of each point to its nearest training points, those marked in ``skip`` left out."""

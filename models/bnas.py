@@ -5,7 +5,8 @@ Dosovitskiy et al., ICLR 2021. Shapes: B samples, C bands, M mesh points an axis
 (patches and the class token), D token width, H heads, K head width.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -60,7 +61,7 @@ class Attention(nn.Module):
     def __init__(self, config: BnasConfig) -> None:
         super().__init__()
         width = config.heads * config.head_dim
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.head_dim, self.dropout = config.heads, config.head_dim, config.dropout
         self.norm = nn.LayerNorm(config.embed_dim)
         self.to_qkv = nn.Linear(config.embed_dim, 3 * width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, config.embed_dim), nn.Dropout(config.dropout))
@@ -79,7 +80,8 @@ class Attention(nn.Module):
     def weights(self, x_BTD: Tensor) -> Tensor:
         """Attention weights (B, H, T, T), rows sum to 1, without dropout."""
         q_BHTK, k_BHTK, _ = self._project(x_BTD)
-        return ((q_BHTK @ k_BHTK.transpose(-1, -2)) * q_BHTK.shape[-1] ** -0.5).softmax(-1)
+        scores_BHTT = (q_BHTK @ k_BHTK.transpose(-1, -2)) * self.head_dim**-0.5
+        return functional.softmax(scores_BHTT, dim=-1)
 
 
 class Block(nn.Module):
@@ -116,8 +118,10 @@ class Bnas(nn.Module):
         self.class_token = nn.Parameter(torch.randn(1, 1, config.embed_dim))
         self.positions = nn.Parameter(torch.randn(1, config.patches**3 + 1, config.embed_dim))
         self.embed_dropout = nn.Dropout(config.embed_dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head = nn.Sequential(nn.LayerNorm(config.embed_dim), nn.Linear(config.embed_dim, 1))
+        blocks = [Block(config) for _ in range(config.depth)]
+        self.blocks: Sequence[Block] = cast(Sequence[Block], nn.ModuleList(blocks))
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.output = nn.Linear(config.embed_dim, 1)
         if config.initial == "kaiming":
             self._start_as_published()
 
@@ -126,14 +130,13 @@ class Bnas(nn.Module):
         x_BTD = self._embed(energies)
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        return torch.as_tensor(self.head(x_BTD[:, 0]).squeeze(-1))
+        return torch.as_tensor(self.output(self.norm(x_BTD[:, 0])).squeeze(-1))
 
     @torch.no_grad()
     def start_at(self, label: float) -> None:
         """Let the untrained network answer about ``label``."""
-        output = self.head[-1]
-        output.weight.zero_()
-        output.bias.fill_(label)
+        nn.init.zeros_(self.output.weight)
+        nn.init.constant_(self.output.bias, label)
 
     @torch.no_grad()
     def attention_weights(self, energies: Tensor) -> list[Tensor]:
@@ -209,12 +212,24 @@ CONFIGS: dict[str, tuple[BnasConfig, Recipe]] = {
         BnasConfig(),
         Recipe(epochs=700, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.9, weight_decay=1e-5),
     ),
+    # For about a hundred materials on two cores: every second k point, the energies within about 1 eV of E_F, strong
+    # dropout and few epochs, because so few materials are learnt by heart at once.
     "starter": (
         BnasConfig(
-            embed_dim=64, depth=2, heads=2, head_dim=32, mlp_dim=128, embed_dropout=0.1, dropout=0.1, window_ev=1.0
+            embed_dim=64,
+            depth=2,
+            heads=2,
+            head_dim=32,
+            mlp_dim=128,
+            embed_dropout=0.3,
+            dropout=0.3,
+            mesh=16,
+            patch=4,
+            window_ev=1.0,
+            centred=True,
         ),
         Recipe(
-            epochs=60, batch_size=16, learning_rate=1e-3, weight_decay=0.05, warmup=0.1, schedule="cosine", clip=1.0
+            epochs=20, batch_size=16, learning_rate=5e-4, weight_decay=0.05, warmup=0.1, schedule="cosine", clip=1.0
         ),
     ),
     "tiny": (

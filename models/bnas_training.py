@@ -116,4 +116,4 @@ def predict_images(networks: Sequence[Bnas], inputs: Tensor, device: str = "auto
 
 def kelvin(label: np.ndarray) -> np.ndarray:
     """Tc in kelvin of ln(Tc/K + 1); labels below 0 are 0 K."""
-    return np.expm1(np.maximum(label, 0.0))
+    return np.asarray(np.expm1(np.maximum(label, 0.0)))

@@ -20,6 +20,7 @@ MASKED = ELEMENTS + 1  # stands for an atom whose element is hidden in pre-train
 MAX_ATOMS = 444  # largest cell of the published pre-training set
 MIN_DISTANCE = 0.3  # angstrom; nearer atoms are one site given twice (H2 has 0.74)
 OCTAVES = 2.0  # sizes that differ by less than 2 to this power share a batch
+FEW_PAIRS = 20_000  # padded pairs of atoms that cost less than a second batch
 MIN_VOLUME = 0.1  # cubic angstrom per atom; far below any solid
 
 
@@ -212,7 +213,7 @@ def collate(crystals: Sequence[CrystalGraph]) -> CrystalBatch:
 
 
 def collate_by_size(crystals: Sequence[CrystalGraph]) -> list[tuple[np.ndarray, CrystalBatch]]:
-    """Stack crystals in a few batches of similar size, so that little is padded.
+    """Stack crystals in a few batches of similar size, so that little is padded; small ones in a single batch.
 
     Returns
     -------
@@ -223,5 +224,7 @@ def collate_by_size(crystals: Sequence[CrystalGraph]) -> list[tuple[np.ndarray, 
         raise ModelInputError("A batch needs at least one crystal")
     sizes = np.array([len(crystal) for crystal in crystals])
     octave = np.floor(np.log2(sizes) / OCTAVES).astype(np.int64)
+    if len(sizes) * sizes.max() ** 2 <= FEW_PAIRS:
+        octave[:] = 0
     parts = [np.flatnonzero(octave == value) for value in np.unique(octave)]
     return [(part, collate([crystals[index] for index in part.tolist()])) for part in parts]

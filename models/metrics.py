@@ -52,8 +52,8 @@ def regression_scores(
     true, pred = np.maximum(true, 0.0), np.maximum(pred, 0.0)
     scores = {}
     for group, mask in {"superconductors": true > 0, "all": np.ones(len(true), dtype=bool)}.items():
-        for unit, transform in {"kelvin": np.asarray, "log": np.log1p}.items():
-            x, y = transform(true[mask]), transform(pred[mask])
+        for unit in ("kelvin", "log"):
+            x, y = (np.log1p(tc[mask]) if unit == "log" else tc[mask] for tc in (true, pred))
             scores[f"r2_{unit}_{group}"] = _score(_r2, x, y, seed, resamples, _r2_problem(x))
             scores[f"mae_{unit}_{group}"] = _score(_mae, x, y, seed, resamples, _empty_problem(x))
     return scores

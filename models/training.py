@@ -115,7 +115,8 @@ def fit(
 
     if not len(batches):
         raise TrainingError("The training set is empty")
-    started, notes = time.perf_counter(), []
+    started = time.perf_counter()
+    notes: list[str] = []
     fabric = Fabric(accelerator=resolve_device(device), devices=1, precision=recipe.precision)
     optimizer = _optimizer(network, recipe)
     signature = _signature(network, recipe, len(batches))

@@ -71,7 +71,9 @@ def adopt_bands(workspace: Workspace, bundled: str | Path | None) -> int:
     served = [
         (row["material_id"], positions[row["structure_hash"]]) for row in ordered if row["structure_hash"] in positions
     ]
-    adopted = _renamed(table.take([position for _, position in served]), [name for name, _ in served])
+    adopted = _renamed(
+        table.take(pa.array([position for _, position in served], pa.int64())), [name for name, _ in served]
+    )
     workspace.write_table(BUNDLED_TABLE, adopted)
     return len(served)
 
@@ -143,7 +145,7 @@ def read_bands(workspace: Workspace, columns: Sequence[str] | None = None) -> pa
         tables.append(_renamed(rows, [one.material_id for one in found]).cast(schema))
         names += [one.material_id for one in found]
     order = sorted(range(len(names)), key=names.__getitem__)
-    return pa.concat_tables(tables).take(order)
+    return pa.concat_tables(tables).take(pa.array(order, pa.int64()))
 
 
 def plan_calculations(workspace: Workspace, settings: BandSettings, engine: BandEngine) -> Plan:

@@ -1,20 +1,22 @@
 """What BNAS learns from: the labelled grids, their audited folds, and the plan of a training cut into parts."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from pydantic import BaseModel, ConfigDict
 
-from models.bnas import CONFIGS, BnasConfig
+from models.bnas import CONFIGS, BnasConfig, prepare
 from models.splits import Fold, check_leakage, composition_key, connected_groups, leakage_table, make_folds
 from models.training import Recipe, resolve_device
 from tasks.exceptions import InputError
 from tasks.model_store import model_folder, model_version
 from tasks.settings import TrainingSettings
-from tasks.shards import INDEX
+from tasks.shards import INDEX, read_grids
 from tasks.stages import hash_text
 from tasks.workspace import Workspace
 
@@ -80,6 +82,13 @@ class Labelled:
         return [measured or formula for measured, formula in pairs]
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of everything that is learnt from: grids, labels, and what decides the folds and baselines."""
+        columns = ["material_id", "sha256", "tc_kelvin", "formula", "supercon_formula", "parent_id", "family"]
+        content = self.table.select([*columns, "chemical_system", "year_first"])
+        return hash_text(*(str(row) for row in content.to_pylist()))
+
+    @property
     def groups(self) -> np.ndarray:
         """Groups of related materials: one chemical system, parent crystal or composition."""
         keys = [composition_key(formula) for formula in self.formulas]
@@ -112,7 +121,7 @@ def choose_network(settings: TrainingSettings) -> tuple[BnasConfig, Recipe]:
 
 def cross_validations(labelled: Labelled, settings: TrainingSettings) -> dict[str, list[Fold]]:
     """Folds of every split in the settings."""
-    common = {"size": len(labelled.table), "folds": settings.folds, "seed": settings.seed}
+    common: dict[str, Any] = {"size": len(labelled.table), "folds": settings.folds, "seed": settings.seed}
     superconductor, groups = labelled.tc_kelvin > 0, labelled.groups
     given: dict[str, dict[str, Any]] = {
         "random": {"labels": superconductor},
@@ -121,6 +130,12 @@ def cross_validations(labelled: Labelled, settings: TrainingSettings) -> dict[st
         "year": {"years": labelled.column("year_first"), "related": groups},
     }
     return {split: make_folds(split, **common, **given.get(split, {})) for split in settings.splits}
+
+
+def fold_of(labelled: Labelled, settings: TrainingSettings, part: Part) -> Fold:
+    """The fold that a part trains on."""
+    only = settings.model_copy(update={"splits": (part.split,)})
+    return cross_validations(labelled, only)[part.split][part.number]
 
 
 def audit(labelled: Labelled, folds: dict[str, list[Fold]]) -> dict[str, list[dict[str, Any]]]:
@@ -143,10 +158,7 @@ def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:
     config, recipe = choose_network(settings)
     folds = cross_validations(labelled, settings)
     audit(labelled, folds)
-    content = labelled.table.select(
-        ["material_id", "sha256", "tc_kelvin", "formula", "supercon_formula", "parent_id", "family", "year_first"]
-    )
-    data = hash_text(*(str(row) for row in content.to_pylist()))
+    data = labelled.fingerprint
     asked = {"network": config.model_dump(), "recipe": recipe.model_dump(), "splits": settings.splits}
     version = model_version(
         data=data,
@@ -169,3 +181,18 @@ def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:
             Part(kind="member", number=n, file=f"{folder}/member-{n}.safetensors") for n in range(settings.ensemble)
         ),
     )
+
+
+@lru_cache(maxsize=1)
+def labelled_grids(url: str, _data: str) -> tuple[Labelled, np.ndarray]:
+    """Labelled rows and their grids (n, 18, 32, 32, 32), read once a process for one state of the data."""
+    workspace = Workspace(url)
+    labelled = read_labelled(workspace)
+    return labelled, read_grids(workspace, labelled.column("material_id"))[1]
+
+
+@lru_cache(maxsize=1)
+def labelled_inputs(url: str, data: str, config: BnasConfig) -> tuple[Labelled, torch.Tensor]:
+    """Labelled rows and their grids as the network takes them, made once a process."""
+    labelled, grids = labelled_grids(url, data)
+    return labelled, prepare(torch.from_numpy(grids), config)

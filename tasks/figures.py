@@ -33,7 +33,7 @@ ORBITAL_COLOURS = {"s": BLUE, "p": ORANGE, "d": GREEN}
 TC_TICKS = (0, 1, 3, 10, 30, 100)
 TC_RANGES = {"below 1 K": (0, 1), "1 to 10 K": (1, 10), "above 10 K": (10, np.inf)}
 LAST_ELEMENT = 103
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": QUIET,
@@ -147,7 +147,8 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
                     zorder=3 if own else 2,
                 )
             axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-            axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, loc="lower right")
+            if len(axis.lines) > 1:
+                axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, loc="lower right")
         axes[0].set_ylabel("true positive rate")
         return figure
 

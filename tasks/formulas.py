@@ -20,6 +20,7 @@ __all__ = [
     "FormulaError",
     "ParsedFormula",
     "chemical_system",
+    "composition_difference",
     "family_of",
     "normalise_formula",
     "parse_formula",
@@ -283,9 +284,8 @@ def _formula_units(values: np.ndarray) -> np.ndarray:
     whole = np.rint(scaled)
     scaled = np.where((whole > 0) & (np.abs(scaled - whole) <= INTEGER_TOLERANCE), whole, scaled)
     short = np.abs(scaled - np.round(scaled, DECIMALS_KEPT)) < 1e-6
-    units: np.ndarray = scaled[
-        np.all(short & (scaled >= 10.0**-DECIMALS_KEPT) & (scaled.sum(axis=1, keepdims=True) <= MAX_UNIT_TOTAL), axis=1)
-    ]
+    readable = np.all(short & (scaled >= 10.0**-DECIMALS_KEPT), axis=1) & (scaled.sum(axis=1) <= MAX_UNIT_TOTAL)
+    units: np.ndarray = scaled[readable]
     return units
 
 
@@ -330,6 +330,13 @@ def write_formula(amounts: Mapping[str, float]) -> str:
 def normalise_formula(amounts: Mapping[str, float]) -> str:
     """One formula for every multiple of a composition (see ``reduce_amounts``)."""
     return write_formula(reduce_amounts(amounts))
+
+
+def composition_difference(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """3DSC's total relative difference R of two compositions in any scale: 0 if equal, 2 if no element is shared."""
+    total_a, total_b = math.fsum(a.values()), math.fsum(b.values())
+    symbols = sorted({*a, *b})
+    return math.fsum(abs(a.get(symbol, 0.0) / total_a - b.get(symbol, 0.0) / total_b) for symbol in symbols)
 
 
 def chemical_system(formula: str) -> str:

@@ -2,7 +2,7 @@
 
 The interpolant is that of Shankland, Koelling and Wood: of all sums of symmetric plane waves ("stars" of lattice
 vectors) that go through the given energies the smoothest one, by the roughness that Pickett, Krakauer and Allen gave
-(Phys. Rev. B 38, 2721 (1988)), as in BoltzTraP2 (Comput. Phys. Commun. 231, 140 (2018)). The numbers are those of
+(Phys. Rev. B 38, 2721 (1988)), as in BoltzTraP2 (doi:10.1016/j.cpc.2018.05.010). The numbers are those of
 BoltzTraP2's ``fitde3D``; here they are found in real arithmetic, and phases of lattice vectors that agree modulo the
 coarse grid are computed once, which is several times faster.
 

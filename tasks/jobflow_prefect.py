@@ -13,12 +13,12 @@ import queue
 import secrets
 import threading
 import traceback
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class JobOptions:
     root_dir: Path | None = None
     create_folders: bool = False
     retries: int = 0
-    retry_delay_seconds: float | Sequence[float] = 10.0
+    retry_delay_seconds: float | list[float] = 10.0
     retry_condition: RetryCondition | None = None
 
 
@@ -66,7 +66,7 @@ def run_on_prefect(
     raise_immediately: bool = False,
     log: bool | str = True,
     retries: int = 0,
-    retry_delay_seconds: float | Sequence[float] = 10.0,
+    retry_delay_seconds: float | list[float] = 10.0,
     retry_condition: RetryCondition | None = None,
     task_runner: TaskRunner | None = None,
     on_finish: OnFinish | None = None,
@@ -116,11 +116,7 @@ def run_on_prefect(
     options = JobOptions(folder, create_folders, retries, retry_delay_seconds, retry_condition)
     _isolate_current_job()
     run = _Run(job_store, options, raise_immediately, task_runner, on_finish)
-    if FlowRunContext.get():
-        success = run.execute(checked)
-    else:
-        runner = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
-        success = prefect.flow(name=checked.name, task_runner=runner)(partial(run.execute, checked))()
+    success = run.execute(checked) if task_runner or FlowRunContext.get() else _execute_in_a_flow(run, checked)
     if ensure_success and not success:
         raise RuntimeError("Flow did not finish running successfully")
     return {uuid: dict(responses) for uuid, responses in run.responses.items()}
@@ -180,7 +176,9 @@ class _Run:
         return all(results) and not self.stopped
 
     def _open(self, flow: Flow, finish: Callable[[bool], None]) -> None:
-        jobs = [(job, set(parents)) for job, parents in flow.iterflow()]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some jobs are not connected")  # such jobs run at once here
+            jobs = [(job, set(parents)) for job, parents in flow.iterflow()]
         self._advance(_Level(jobs, finish, len(jobs)))
 
     def _advance(self, level: _Level) -> None:
@@ -223,7 +221,7 @@ class _Run:
             task_run_name=_plain(job.name),
             tags=job_tags(job),
             retries=options.retries,
-            retry_delay_seconds=options.retry_delay_seconds if options.retries else None,
+            retry_delay_seconds=options.retry_delay_seconds,
             retry_condition_fn=_condition(options.retry_condition),
         )
         parameters = {"job": opaque(job), "store": opaque(self.store), "options": opaque(options)}
@@ -232,9 +230,10 @@ class _Run:
 
     def _runner(self) -> TaskRunner:
         context = FlowRunContext.get()
-        if self.task_runner is None and context is None:
-            raise RuntimeError("Jobs need a task runner or a surrounding flow")
-        return self.task_runner or context.task_runner
+        runner = self.task_runner or (context.task_runner if context else None)
+        if runner is None:
+            raise RuntimeError("Jobs need a task runner or a surrounding Prefect flow")
+        return runner
 
     def _receive(self, level: _Level, job: Job, answer: Any) -> None:
         """Take what a job gave: note it, run its diversions one after another, settle the job."""
@@ -273,6 +272,16 @@ class _Run:
     def _settle(self, level: _Level, job: Job, good: bool) -> None:
         level.settle(job.uuid, good)
         self._advance(level)
+
+
+def _execute_in_a_flow(run: _Run, checked: Flow) -> bool:
+    """Run it in a Prefect flow made for it, with a thread a core."""
+
+    def jobs() -> bool:
+        return run.execute(checked)
+
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+    return bool(prefect.flow(name=checked.name, task_runner=runner)(jobs)())
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

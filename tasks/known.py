@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from pymatgen.core import Composition, Element
+from pymatgen.core import Composition, Element, Structure
 
 from models.applicability import nearest_compositions
 from tasks.matching import composition_difference, match_class
@@ -23,6 +23,12 @@ RADIOACTIVE = frozenset({"Tc", "Pm"} | {Element.from_Z(number).symbol for number
 def element_amounts(formula: str) -> dict[str, float]:
     """Amount of each element in a formula, by symbol."""
     return {str(symbol): float(amount) for symbol, amount in Composition(formula).get_el_amt_dict().items()}
+
+
+def structure_amounts(structure: Structure) -> dict[str, float]:
+    """Amount of each element in a cell, by symbol; oxidation states are dropped."""
+    amounts = structure.composition.element_composition.get_el_amt_dict()
+    return {str(symbol): float(amount) for symbol, amount in amounts.items()}
 
 
 def find_hazards(elements: Sequence[str]) -> list[str]:

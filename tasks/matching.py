@@ -15,12 +15,14 @@ from tasks.cleaning import OUTPUT as SUPERCONDUCTOR_TABLE
 from tasks.crystals import OUTPUT as CRYSTAL_TABLE
 from tasks.crystals import natural_key, structure_from_json, structure_to_json
 from tasks.doping import DopingError, dope_structure
-from tasks.formulas import parse_formula, reduce_amounts
+from tasks.formulas import composition_difference, parse_formula, reduce_amounts
 from tasks.progress import Advance, silent, stage_progress
 from tasks.schemas import MATCHES
 from tasks.settings import MatchingSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
+
+__all__ = ["OUTPUT", "CrystalIndex", "composition_difference", "match_class", "match_compositions", "match_crystals"]
 
 STAGE = "match"
 CODE_VERSION = 1
@@ -36,24 +38,27 @@ def compare_compositions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Difference R and class of each measured composition against each crystal.
 
-    Both are brought to the total of the measured formula unit. With d_i the difference in the amount of element i and
-    r_i = 2 d_i / (sum of the two amounts), R = 2 sum d_i / (sum of all amounts of both).
+    Both are brought to the total of the crystal's formula unit, or, where the crystal is an element, of the measured
+    one: the thresholds of d_i are atoms, and UBe13 is no doped beryllium. With d_i the difference in the amount of
+    element i and r_i = 2 d_i / (sum of the two amounts), R = 2 sum d_i / (sum of all amounts of both).
 
     Parameters
     ----------
     measured, crystals
-        (n, n_elements) and (m, n_elements) float, amounts of the same elements in the same order; a crystal may have
-        zeros, in any scale. The scale of what was measured is that of its formula unit.
+        (n, n_elements) and (m, n_elements) float, amounts per formula unit of the same elements in the same order; a
+        crystal may have zeros.
 
     Returns
     -------
     tuple of arrays
         R, (n, m) float in [0, 2]; position in ``CLASSES``, (n, m) int, ``NO_MATCH`` for no match.
     """
-    totals = measured.sum(axis=1)
-    scaled = (crystals / crystals.sum(axis=1, keepdims=True))[None] * totals[:, None, None]
-    both = scaled + measured[:, None, :]
-    differences = np.abs(scaled - measured[:, None, :])
+    units = np.where(
+        (crystals > 0).sum(axis=1)[None] > 1, crystals.sum(axis=1)[None], measured.sum(axis=1, keepdims=True)
+    )
+    first = (measured / measured.sum(axis=1, keepdims=True))[:, None, :] * units[:, :, None]
+    second = (crystals / crystals.sum(axis=1, keepdims=True))[None] * units[:, :, None]
+    both, differences = first + second, np.abs(first - second)
     total_difference = 2 * differences.sum(axis=2) / both.sum(axis=2)
     relative = 2 * differences / np.maximum(both, 1e-12)
     complete = np.all(crystals > 0, axis=1)[None]
@@ -71,13 +76,6 @@ def compare_compositions(
     return total_difference, classes
 
 
-def composition_difference(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """3DSC's total relative difference R of two compositions in any scale: 0 if equal, 2 if no element is shared."""
-    total_a, total_b = math.fsum(a.values()), math.fsum(b.values())
-    symbols = sorted({*a, *b})
-    return math.fsum(abs(a.get(symbol, 0.0) / total_a - b.get(symbol, 0.0) / total_b) for symbol in symbols)
-
-
 def match_class(a: Mapping[str, float], b: Mapping[str, float], settings: MatchingSettings) -> str | None:
     """3DSC's class of agreement of a measured composition ``a`` with a crystal's ``b``, both in any scale.
 
@@ -86,10 +84,10 @@ def match_class(a: Mapping[str, float], b: Mapping[str, float], settings: Matchi
     """
     if not _elements_fit(frozenset(a), frozenset(b)):
         return None
-    unit = reduce_amounts(a)
+    measured, crystal = reduce_amounts(a), reduce_amounts(b)
     symbols = sorted(a)
-    first = np.array([[unit.get(symbol, 0.0) for symbol in symbols]], dtype=float)
-    second = np.array([[b.get(symbol, 0.0) for symbol in symbols]], dtype=float)
+    first = np.array([[measured.get(symbol, 0.0) for symbol in symbols]], dtype=float)
+    second = np.array([[crystal.get(symbol, 0.0) for symbol in symbols]], dtype=float)
     position = int(compare_compositions(first, second, settings)[1][0, 0])
     return CLASSES[position] if position < NO_MATCH else None
 

@@ -21,7 +21,7 @@ from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import make_grid
-from tasks.known import KnownSuperconductors, element_amounts, find_hazards
+from tasks.known import KnownSuperconductors, element_amounts, find_hazards, structure_amounts
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.settings import GridSettings, ScreeningSettings
 from tasks.uniform_bands import UniformBands
@@ -32,12 +32,16 @@ INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
 
 
-SIGNIFICANT_DIGITS = 5  # of every predicted number that is shown or stored
+SIGNIFICANT_DIGITS = 5  # of every predicted number that is shown or stored; networks repeat themselves to about 7
+DECIMALS = 4  # of the same, so that a difference of two equal numbers is 0
 
 
 def round_significant(value: float | None) -> float | None:
-    """A number to SIGNIFICANT_DIGITS; None where there is no finite number."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    """A number to SIGNIFICANT_DIGITS and at most DECIMALS; None where there is no finite number."""
+    if value is None or not math.isfinite(value):
+        return None
+    digits = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value))) if value else DECIMALS
+    return round(value, min(digits, DECIMALS)) + 0.0  # -0.0 becomes 0.0
 
 
 class Prediction(BaseModel):
@@ -140,7 +144,7 @@ def predict(
 def _predict_file(path: Path, predictor: Predictor, max_distance: float) -> Prediction:
     """The answer for one file; only a missing network is raised."""
     try:
-        bands = UniformBands.from_vasprun(path) if "vasprun" in path.name.lower() else None
+        bands = UniformBands.from_vasprun(path) if _is_vasprun(path) else None
         structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
         answer = describe(structure, predictor, max_distance) | _ask_s2snet(structure, predictor)
         answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
@@ -152,14 +156,18 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float) -> Pred
     return Prediction(file=str(path), **rounded)
 
 
+def _is_vasprun(path: Path) -> bool:
+    return "vasprun" in path.name.lower() or ".xml" in {suffix.lower() for suffix in path.suffixes}
+
+
 def describe(structure: Structure, predictor: Predictor, max_distance: float) -> dict[str, Any]:
     """What can be said of a crystal before a network is asked."""
-    amounts = element_amounts(structure.composition.formula)
+    amounts = structure_amounts(structure)
     known = predictor.known.find(amounts)
     distance = float(predictor.distance([amounts])[0])
     return {
         "formula": structure.composition.reduced_formula,
-        "space_group": structure.get_space_group_info()[0],
+        "space_group": _space_group(structure),
         "sites": len(structure),
         "distance": distance,
         "abstain": distance > max_distance,
@@ -168,6 +176,14 @@ def describe(structure: Structure, predictor: Predictor, max_distance: float) ->
         "known_tc_kelvin": known.tc_kelvin,
         "hazards": tuple(find_hazards(list(amounts))),
     }
+
+
+def _space_group(structure: Structure) -> str | None:
+    """Hermann-Mauguin symbol; None where the search finds none."""
+    try:
+        return str(structure.get_space_group_info()[0])
+    except (ValueError, TypeError):
+        return None
 
 
 def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
@@ -182,5 +198,13 @@ def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:
     names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
     return {name: float(getattr(prediction, name)[0]) for name in names} | {
         "bnas_version": predictor.bnas.version,
-        "band_gap_ev": float(bands.band_gap),
+        "band_gap_ev": _band_gap(bands),
     }
+
+
+def _band_gap(bands: UniformBands) -> float:
+    """Smallest distance between bands below and above the Fermi level on the coarse grid, eV; 0 for a metal."""
+    low, high = bands.pooled.min(axis=1), bands.pooled.max(axis=1)
+    if ((low < 0) & (high > 0)).any() or not ((low >= 0).any() and (high <= 0).any()):
+        return 0.0
+    return float(low[low >= 0].min() - high[high <= 0].max())

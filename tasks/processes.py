@@ -1,5 +1,6 @@
 """Many small jobs in processes, each with a time limit that really stops it."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
+
 from models.exceptions import MeissnerError
 from tasks.progress import Advance, silent
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-STARTING_SECONDS = 120.0  # a worker that has not imported its function by then is given up
+PATIENCE = 10.0  # a job may take so many times its CPU time of wall time: on a busy machine it is not its own fault
+STARTING_SECONDS = 300.0  # a worker that has not imported its function by then is given up
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def run_jobs(
     processes
         Workers; 0: one a core. With one process and no time limit the jobs run here.
     seconds
-        Time limit of one job: its process is killed and replaced.
+        Limit of one job in CPU time (in wall time ten times as much): its process is killed and replaced.
     """
     processes = min(processes or os.cpu_count() or 1, len(jobs))
     results: list[Any] = [None] * len(jobs)
@@ -79,12 +83,25 @@ class _Worker:
         theirs.close()
         self.job: int | None = None  # None: starting or idle
         self.ready = False
+        self.given = self.spent = 0.0
         self.deadline = time.monotonic() + STARTING_SECONDS
 
     def give(self, index: int, job: Any, seconds: float | None) -> None:
         self.connection.send(job)
         self.job = index
-        self.deadline = time.monotonic() + seconds if seconds else float("inf")
+        self.given, self.spent = time.monotonic(), self._cpu_seconds()
+        self.deadline = self.given + seconds if seconds else float("inf")
+
+    def left(self, seconds: float) -> float:
+        """Seconds that the job may still go on: what is left of its CPU time, within the bounds of patience."""
+        waited = PATIENCE * seconds - (time.monotonic() - self.given)
+        return min(seconds - (self._cpu_seconds() - self.spent), waited)
+
+    def _cpu_seconds(self) -> float:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.process.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
 
     def end(self) -> None:
         self.process.kill()
@@ -132,6 +149,9 @@ def _collect(worker: _Worker, readable: bool, seconds: float | None) -> tuple[in
         worker.ready, worker.job = True, None
         return None if index is None else (index, message)
     if time.monotonic() >= worker.deadline:
+        if worker.job is not None and seconds and (left := worker.left(seconds)) > 0 and worker.process.is_alive():
+            worker.deadline = time.monotonic() + max(left, 0.05)
+            return None
         _end_or_raise(worker, f"a worker process did not start within {STARTING_SECONDS:g} s")
         return None if index is None else (index, Failure(f"took longer than {seconds:g} s", retryable=True))
     return None

@@ -76,13 +76,27 @@ class NetworkScores:
     metrics: tuple[Metric, ...]
     scores: Mapping[str, Mapping[str, Mapping[str, Interval]]]
     predictions: pa.Table
-    config: Mapping[str, Any]
+    calibration: Mapping[str, Any]
 
     @property
     def headline(self) -> Metric:
         """The score that the plain words speak of: over all materials, the hardest to flatter."""
         wanted = {"bnas": "r2_log_all", "s2snet": "roc_auc"}[self.network]
         return next(metric for metric in self.metrics if metric.name == wanted)
+
+    @property
+    def calibration_text(self) -> str:
+        """How well intervals (BNAS) or probabilities (S2SNet) held on the materials that calibrated them."""
+        found = self.calibration
+        where = f"{found.get('materials')} held-out materials, folds {SPLIT_TITLES.get(found.get('split', ''), '')}"
+        levels = [level for level in found.get("coverage", ()) if level["observed"] is not None]
+        if levels:
+            held = ", ".join(f"{100 * level['observed']:.0f} for {100 * level['expected']:.0f}" for level in levels)
+            return f"Intervals held, in per cent of {where}: {held} meant."
+        if found.get("brier_uncalibrated") is not None:
+            before, after = found["brier_uncalibrated"], found["brier"]
+            return f"Calibration took the Brier score from {before:.3f} to {after:.3f} ({where})."
+        return ""
 
     def models(self, split: str) -> list[str]:
         """The network first, then the baselines by the headline score, best first."""
@@ -132,7 +146,6 @@ def read_scores(workspace: Workspace, network: str) -> NetworkScores | None:
     try:
         version = latest_version(workspace, network)
         metrics = workspace.read_json(f"{model_folder(network, version)}/metrics.json")
-        config = workspace.read_json(f"{model_folder(network, version)}/config.json")
     except MissingStageError:
         return None
     return NetworkScores(
@@ -142,7 +155,7 @@ def read_scores(workspace: Workspace, network: str) -> NetworkScores | None:
         metrics={"bnas": BNAS_METRICS, "s2snet": S2SNET_METRICS}[network],
         scores={split: _intervals(metrics["scores"][split]) for split in _in_order(metrics["scores"])},
         predictions=read_predictions(workspace, network, version),
-        config=config,
+        calibration=metrics.get("calibration", {}),
     )
 
 

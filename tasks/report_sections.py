@@ -63,6 +63,7 @@ def score_section(network: NetworkScores) -> dict[str, Any]:
         "title": network.title,
         "task": TASKS[network.network],
         "metrics": network.metrics,
+        "calibration": network.calibration_text,
         "verdicts": [
             {"text": network.verdict(split), "wins": network.best(split, network.headline) == network.network}
             for split in splits
@@ -159,7 +160,7 @@ def _cell(network: NetworkScores, split: str, model: str, metric: Metric) -> dic
     score = network.scores[split][model].get(metric.name)
     if score is None:
         return None
-    texts = {name: f"{getattr(score, name):.{metric.digits}f}" for name in ("value", "low", "high")}
+    texts = {name: f"{getattr(score, name):z.{metric.digits}f}" for name in ("value", "low", "high")}
     return texts | {"best": network.best(split, metric) == model}
 
 
@@ -247,4 +248,8 @@ def _link(material_id: str) -> str | None:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value) if not isinstance(value, list | tuple) else ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{name} {_short(one)}" for name, one in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value)) or "all"
+    return "none" if value is None else str(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
-from models.cam import mean_atom_weights
+from models.cam import atom_weights
 from models.crystals import CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.reliability import Calibration
@@ -54,7 +54,7 @@ class S2SEnsemble:
 
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
-        return mean_atom_weights(self.networks, self._graph(structure))
+        return atom_weights(self.networks, self._graph(structure))
 
     def _graph(self, structure: Structure) -> CrystalGraph:
         return graph(crystal_arrays(structure), self.config.radius)

@@ -178,6 +178,22 @@ FOLDS = pa.schema(
     ]
 )
 
+TRIALS = pa.schema(
+    [
+        pa.field("trial", pa.int32(), nullable=False),  # from 0
+        pa.field("state", pa.string(), nullable=False),  # COMPLETE, PRUNED or FAIL
+        pa.field("loss", pa.float64()),  # validation mean squared error of ln(Tc + 1); of a pruned trial the last
+        pa.field("published_loss", pa.float64()),  # where the trial is a point of the paper's Table II
+        pa.field("epochs", pa.int32(), nullable=False),  # that were run
+        pa.field("depth", pa.int32(), nullable=False),
+        pa.field("embed_dim", pa.int32(), nullable=False),
+        pa.field("heads", pa.int32(), nullable=False),
+        pa.field("mlp_dim", pa.int32(), nullable=False),
+        pa.field("embed_dropout", pa.float64(), nullable=False),
+        pa.field("dropout", pa.float64(), nullable=False),
+    ]
+)
+
 REJECTED = pa.schema(
     [
         pa.field("item", pa.string(), nullable=False),

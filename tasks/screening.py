@@ -155,6 +155,29 @@ def screen_to_part(workspace: Workspace, chunk: Chunk, settings: ScreeningSettin
     workspace.write_table(chunk.table, table)
 
 
+def join_parts(workspace: Workspace, plan: Plan, settings: ScreeningSettings) -> StageReport:
+    """Stage "screen": all parts as one ranked table."""
+
+    def compute() -> StageOutcome:
+        table = rank_candidates(pa.concat_tables(workspace.read_table(chunk.table) for chunk in plan.chunks))
+        refused = pa.concat_tables(workspace.read_table(chunk.rejected) for chunk in plan.chunks).to_pylist()
+        rejected = [Rejection(row["item"], row["reason"], row["retryable"]) for row in refused]
+        seconds = sum(workspace.read_json(chunk.timing)["seconds"] for chunk in plan.chunks)
+        counts = {"gap_too_large": len(plan.excluded), "not_asked_for": plan.not_asked}
+        return StageOutcome(
+            rows_in=sum(len(chunk.material_ids) for chunk in plan.chunks) + len(plan.excluded),
+            accounted=len(table),
+            tables={RESULT: table},
+            rejected=[*plan.excluded, *rejected],
+            counts=summarise(table) | counts | {"seconds_of_both_networks": round(seconds, 2)},
+        )
+
+    parts = [chunk.part for chunk in plan.chunks]
+    excluded = [f"{rejection.item} {rejection.reason}" for rejection in plan.excluded]
+    inputs = [*parts, *excluded, str(plan.not_asked)]
+    return run_stage(workspace, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+
+
 def rank_candidates(table: pa.Table) -> pa.Table:
     """Number the unknown materials that the model does not abstain from, best score first, and sort the table so.
 
@@ -236,13 +259,14 @@ def _ask_bnas(
     names = [entry["material_id"] for entry in entries]
     asked = [place for place, name in enumerate(names) if held_out.origin(name) != "out-of-fold"]
     prediction = bnas.predict(grids[asked]) if asked else None
+    rows = {place: row for row, place in enumerate(asked)}
     answers = []
     for place, name in enumerate(names):
-        if place in asked:
-            row = asked.index(place)
-            answer = {column: float(getattr(prediction, column)[row]) for column in TC_COLUMNS}
+        answer: dict[str, Any] = dict.fromkeys(TC_COLUMNS)
+        if place in rows:
+            answer = {column: float(getattr(prediction, column)[rows[place]]) for column in TC_COLUMNS}
         else:
-            answer = dict.fromkeys(TC_COLUMNS) | {"tc_kelvin": held_out.values[name]}
+            answer["tc_kelvin"] = held_out.values[name]
         answers.append(answer | {"tc_origin": held_out.origin(name), "bnas_version": bnas.version})
     return answers
 
@@ -292,26 +316,4 @@ def screen_chunk(workspace: str, chunk: Chunk, settings: ScreeningSettings) -> s
 def finish_screening(workspace: str, plan: Plan, settings: ScreeningSettings) -> StageReport:
     """Put the parts together, rank them, and write ``candidates/candidates.parquet``."""
     store = Workspace(workspace)
-
-    def compute() -> StageOutcome:
-        table = rank_candidates(pa.concat_tables(store.read_table(chunk.table) for chunk in plan.chunks))
-        refused = pa.concat_tables(store.read_table(chunk.rejected) for chunk in plan.chunks).to_pylist()
-        rejected = [Rejection(row["item"], row["reason"], row["retryable"]) for row in refused]
-        return StageOutcome(
-            rows_in=sum(len(chunk.material_ids) for chunk in plan.chunks) + len(plan.excluded),
-            accounted=len(table),
-            tables={RESULT: table},
-            rejected=[*plan.excluded, *rejected],
-            counts=summarise(table)
-            | {
-                "gap_too_large": len(plan.excluded),
-                "not_asked_for": plan.not_asked,
-                "seconds_of_both_networks": round(sum(store.read_json(c.timing)["seconds"] for c in plan.chunks), 2),
-            },
-        )
-
-    parts = [chunk.part for chunk in plan.chunks]
-    excluded = [f"{rejection.item} {rejection.reason}" for rejection in plan.excluded]
-    inputs = [*parts, *excluded, str(plan.not_asked)]
-    report = run_stage(store, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
-    return leave_summary(store, report)
+    return leave_summary(store, join_parts(store, plan, settings))

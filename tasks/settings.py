@@ -63,7 +63,7 @@ class OrderingSettings(StepSettings):
 
     max_sites: int = Field(40, description="Largest ordered cell, sites")
     tolerance: float = Field(0.05, description="Largest R between asked-for and reached composition")
-    max_arrangements: int = Field(2000, description="Arrangements ranked by Ewald energy before a search is refused")
+    max_arrangements: int = Field(2000, description="Arrangements that are all ranked by Ewald energy; beyond, swaps")
     seconds: float = Field(60, description="Time limit for one crystal, seconds")
 
 
@@ -94,8 +94,8 @@ class BandSettings(StepSettings):
 class GridSettings(StepSettings):
     """From coarse bands to a sample of BNAS."""
 
-    bands: int = Field(18, description="Bands a sample")
-    mesh: int = Field(32, description="k points along each reciprocal axis")
+    bands: int = Field(18, ge=1, description="Bands a sample")
+    mesh: int = Field(32, ge=2, description="k points along each reciprocal axis")
     star_ratio: float = Field(5, gt=1, description="Star functions per coarse k point")
     chunk: int = Field(20, ge=1, description="Materials a task and a shard")
 
@@ -119,6 +119,8 @@ class TuningSettings(StepSettings):
     epochs: int = Field(100, ge=1, description="Epochs a trial")
     storage: str | None = Field(None, description="Optuna storage URL; none: SQLite in the workspace")
     study: str = Field("bnas", description="Name of the study")
+    space: Literal["paper", "small"] = Field("paper", description="Ranges: the paper's Table II, or small networks")
+    published: bool = Field(True, description="Run the fourteen points of Table II first, in the paper's ranges")
 
 
 class ScreeningSettings(StepSettings):

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tasks.formulas import composition_difference
+
 VACANCY = ""  # stands for an empty site among the occupants of a group
 REDUCTIONS = 30  # rounds of pairwise reduction; a cell of 100 primitive cells needs fewer than ten
 
@@ -94,7 +96,7 @@ def plan_supercell(
     for cells in range(1, most_cells + 1):
         plan = [whole_counts(occupancies, sites * cells) for occupancies, sites in groups]
         reached = _amounts(plan)
-        error = _difference(asked, reached)
+        error = composition_difference(asked, reached)
         if set(reached) == set(asked) and error <= tolerance:
             return cells, plan, error
     return None
@@ -107,9 +109,3 @@ def _amounts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
             if occupant != VACANCY and amount > 0:
                 total[occupant] = total.get(occupant, 0.0) + amount
     return total
-
-
-def _difference(asked: Mapping[str, float], reached: Mapping[str, float]) -> float:
-    from tasks.matching import composition_difference
-
-    return composition_difference(asked, reached) if reached else 2.0

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from prefect import task
-from pymatgen.core import Structure
+from pymatgen.core.structure import Structure
 from safetensors.torch import load, save
 
 from models.band_features import band_features, forest_predictions
 from models.baselines import regression_baselines
-from models.bnas import BnasConfig, prepare
 from models.bnas_training import kelvin, log_labels, predict_images, train_network
 from models.calibration import coverage_curve
 from models.metrics import regression_scores
@@ -32,6 +31,9 @@ from tasks.bnas_data import (
     TrainingPlan,
     audit,
     cross_validations,
+    fold_of,
+    labelled_grids,
+    labelled_inputs,
     make_plan,
     read_labelled,
 )
@@ -41,7 +43,6 @@ from tasks.model_store import save_model
 from tasks.progress import leave_summary
 from tasks.schemas import FOLDS, PREDICTIONS
 from tasks.settings import TrainingSettings
-from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.workers import close_workers, run_in_worker
 from tasks.workspace import Workspace
@@ -60,22 +61,8 @@ def part_seed(seed: int, name: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _labelled_grids(url: str, _data: str) -> tuple[Labelled, np.ndarray]:
-    """Labelled rows and their grids (n, 18, 32, 32, 32), read once a process for one state of the data."""
-    workspace = Workspace(url)
-    labelled = read_labelled(workspace)
-    return labelled, read_grids(workspace, labelled.column("material_id"))[1]
-
-
-@lru_cache(maxsize=1)
-def _inputs(url: str, data: str, config: BnasConfig) -> tuple[Labelled, torch.Tensor]:
-    labelled, grids = _labelled_grids(url, data)
-    return labelled, prepare(torch.from_numpy(grids), config)
-
-
-@lru_cache(maxsize=1)
 def _features(url: str, data: str) -> np.ndarray:
-    return band_features(_labelled_grids(url, data)[1])
+    return band_features(labelled_grids(url, data)[1])
 
 
 @lru_cache(maxsize=1)
@@ -86,15 +73,15 @@ def _structures(url: str, data: str) -> list[Structure] | None:
         return None
     rows = workspace.read_table(ORDERED, ["material_id", "structure"]).to_pylist()
     known = {row["material_id"]: row["structure"] for row in rows}
-    found = [known.get(name) for name in _labelled_grids(url, data)[0].column("material_id")]
+    found = [known.get(name) for name in labelled_grids(url, data)[0].column("material_id")]
     return [Structure.from_str(str(text), fmt="json") for text in found] if all(found) else None
 
 
 def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
     """Train the network of a fold and write its predictions, or a network of the ensemble and write its weights."""
     workspace = Workspace(url)
-    labelled, inputs = _inputs(url, plan.data, plan.config)
-    fold = _fold(labelled, settings, part) if part.kind == "fold" else None
+    labelled, inputs = labelled_inputs(url, plan.data, plan.config)
+    fold = fold_of(labelled, settings, part) if part.kind == "fold" else None
     train = fold.train if fold else np.arange(len(labelled.table))
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
     with one_thread():
@@ -119,18 +106,13 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
 
 def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
     """Fit every baseline on a fold and write its predictions."""
-    labelled, _grids = _labelled_grids(url, plan.data)
-    fold, tc = _fold(labelled, settings, part), labelled.tc_kelvin
+    labelled, _grids = labelled_grids(url, plan.data)
+    fold, tc = fold_of(labelled, settings, part), labelled.tc_kelvin
     seed = part_seed(settings.seed, part.name)
     found = regression_baselines(labelled.formulas, _structures(url, plan.data), tc, fold, seed)
     label = forest_predictions(_features(url, plan.data), log_labels(tc), fold.train, fold.test, seed)
     found[BAND_FOREST] = kelvin(label)
     Workspace(url).write_table(part.file, as_predictions(labelled, part.split, fold, found))
-
-
-def _fold(labelled: Labelled, settings: TrainingSettings, part: Part) -> Fold:
-    only = settings.model_copy(update={"splits": (part.split,)})
-    return cross_validations(labelled, only)[part.split][part.number]
 
 
 def as_predictions(labelled: Labelled, split: str, fold: Fold, found: dict[str, np.ndarray]) -> pa.Table:

@@ -7,7 +7,7 @@ from tasks.exceptions import EngineError
 
 if TYPE_CHECKING:
     from jobflow import Flow
-    from pymatgen.core import Structure
+    from pymatgen.core.structure import Structure
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def plane_waves(volume: float, cutoff_ev: float) -> float:
     """Plane waves a k point for a cell of ``volume`` cubic angstrom: the sphere's volume over that of one wave."""
     from ase.units import Bohr, Hartree
 
-    return volume / Bohr**3 * (2 * cutoff_ev / Hartree) ** 1.5 / (6 * np.pi**2)
+    return float(volume / Bohr**3 * (2 * cutoff_ev / Hartree) ** 1.5 / (6 * np.pi**2))
 
 
 def diagonalise_directly(ground: Any, task: dict[str, Any], kept: int) -> Any:

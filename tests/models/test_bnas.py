@@ -1,14 +1,13 @@
 """The network is the published one: size, numbers, shapes."""
 
 import importlib.util
-import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
 from models.bnas_training import GridBatches, kelvin, predict_images, train_network
@@ -39,7 +38,8 @@ def as_vit_names(name: str) -> str:
         "class_token": "cls_token",
         "positions": "pos_embedding",
         "embedding.": "to_patch_embedding.",
-        "head.": "mlp_head.",
+        "norm.": "mlp_head.0.",
+        "output.": "mlp_head.1.",
         "blocks.": "transformer.layers.",
     }
     ours, theirs = next((o, t) for o, t in start.items() if name.startswith(o))
@@ -136,7 +136,7 @@ def test_attention_weights_are_those_of_the_fused_kernel() -> None:
 def test_published_initial_weights_are_an_offer() -> None:
     config = SMALL.model_copy(update={"initial": "kaiming"})
     network = build(lambda: Bnas(config), 0)
-    assert network.head[1].bias.abs() > 0
+    assert network.output.bias.abs() > 0
     assert network.embedding[0].weight.std().item() == pytest.approx(1, abs=0.15)
 
 
@@ -179,7 +179,7 @@ def shifted_bands(count: int) -> tuple[Tensor, Tensor]:
 
 def test_learns_a_planted_rule_and_repeats() -> None:
     energies, tc = shifted_bands(48)
-    recipe = Recipe(epochs=40, batch_size=12, learning_rate=3e-3, clip=1.0)
+    recipe = Recipe(epochs=20, batch_size=12, learning_rate=3e-3, clip=1.0)
     with one_thread():
         networks = [train_network(TINY, recipe, energies[:36], tc[:36].numpy(), device="cpu")[0] for _ in range(2)]
         first, second = (predict_images([network], energies[36:], "cpu") for network in networks)
@@ -210,24 +210,3 @@ def test_batches_hold_images_of_their_own_rows() -> None:
     images, labels = batches(torch.tensor([3, 1]), torch.Generator(), torch.device("cpu"))
     assert labels.tolist() == [3, 1]
     assert images[:, 0, 0, 0, 0].tolist() == [3, 1]
-
-
-def test_is_no_slower_than_vit_pytorch_forward() -> None:
-    config = BnasConfig(depth=1)
-    theirs = load_vit_3d().ViT(
-        image_size=32, image_patch_size=8, frames=32, frame_patch_size=8, num_classes=1, dim=534, depth=1, heads=64,
-        mlp_dim=1038, channels=18,
-    )  # fmt: skip
-    ours = Bnas(config)
-    energies = torch.randn(2, 18, 32, 32, 32)
-
-    def fastest(network: nn.Module) -> float:
-        times = []
-        with torch.no_grad(), one_thread():
-            for _ in range(4):
-                started = time.process_time()
-                network.eval()(energies)
-                times.append(time.process_time() - started)
-        return min(times)
-
-    assert fastest(ours) < 2 * fastest(theirs)  # loose: the machine is shared

@@ -56,9 +56,12 @@ def test_pair_mask_holds_pairs_within_the_radius_and_only_atoms():
 
 def test_parts_of_similar_size_hold_each_crystal_once():
     crystals = [example_graph(name) for name in EXAMPLES]
+    large = EXAMPLES["NaCl"]().make_supercell([3, 3, 2], in_place=False)
+    crystals.append(graph(crystal_arrays(large), 3.0))
     parts = collate_by_size(crystals)
     assert sorted(np.concatenate([rows for rows, _ in parts])) == list(range(len(crystals)))
-    assert len(parts) > 1
+    assert len(parts) == 3
+    assert len(collate_by_size(crystals[:5])) == 1
     for rows, batch in parts:
         assert batch.mask.sum(dim=1).tolist() == [len(crystals[row]) for row in rows]
 

@@ -59,5 +59,5 @@ def test_what_cannot_be_calibrated_is_refused(logits, labels, message):
 def test_reliability_curve_counts_every_material():
     labels, probabilities = np.array([0, 0, 1, 1]), np.array([0.05, 0.31, 0.39, 1.0])
     curve = reliability_curve(labels, probabilities)
-    assert sum(bin["materials"] for bin in curve) == 4
+    assert sum(entry["materials"] for entry in curve) == 4
     assert curve[1] == {"predicted": pytest.approx(0.35), "observed": 0.5, "materials": 2}

@@ -136,7 +136,7 @@ def test_paper_configuration_is_as_printed():
     assert (paper.network.gaussians, paper.network.reach, paper.network.sigma) == (512, 5.12, 2.0)
     assert (paper.network.attention, paper.network.positions) == ("radius", "centre")
     assert (paper.network.lattice, paper.network.head_layers, paper.freeze) == ("lengths", 2, True)
-    assert not (paper.network.properties or paper.network.composition)
+    assert (paper.network.properties, paper.network.composition) == (False, False)
     trunk = sum(p.numel() for p in S2SNet(paper.network).layers.parameters())
     assert trunk == pytest.approx(31.5e6, rel=0.01)  # the 31 million of the published trunk
 

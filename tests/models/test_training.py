@@ -1,6 +1,7 @@
 """The training loop: same seed same bits, resume to the same bits, stop before a bad step, live with little memory."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_rate_warms_up_and_falls_to_zero() -> None:
     factors = [rate_factor(recipe, step, 100) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
     assert factors[10] == 1
-    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[10:]))
     assert factors[-1] < 0.001
 
 

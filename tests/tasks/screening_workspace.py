@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from pymatgen.core import Composition, Lattice, Structure
 
@@ -22,7 +23,8 @@ from models.s2snet import S2SNet
 from tasks.grids import assemble_index, make_chunk, plan_chunks
 from tasks.model_store import save_model
 from tasks.schemas import BANDS, CRYSTALS, FOLDS, ORDERED, PREDICTIONS, SUPERCONDUCTORS
-from tasks.settings import GridSettings
+from tasks.screening import join_parts, plan_screening, screen_to_part
+from tasks.settings import GridSettings, ScreeningSettings
 from tasks.stages import Rejection, StageOutcome, hash_text, run_stage
 from tasks.workspace import Workspace
 
@@ -46,6 +48,18 @@ ROCKSALT = (
 )
 CAESIUM_CHLORIDE = (("NiAl", 2.88, 0.0), ("CuZn", 2.94, 0.0), ("HfRu", 3.22, None), ("CsXe", 4.30, None))
 GAPPED = "ScN"  # gets a band gap
+
+
+@pytest.fixture(scope="session")
+def screened(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The workspace with everything screened, made once; copy it before changing it."""
+    workspace = make_workspace(tmp_path_factory.mktemp("screened"))
+    settings = ScreeningSettings()
+    plan = plan_screening(workspace, settings, chunk=10)
+    for chunk in plan.chunks:
+        screen_to_part(workspace, chunk, settings)
+    join_parts(workspace, plan, settings)
+    return workspace
 
 
 def make_workspace(folder: Path) -> Workspace:

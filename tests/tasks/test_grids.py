@@ -198,7 +198,8 @@ def test_other_settings_start_again(workspace):
     assert run_here(workspace, GridSettings(chunk=5, mesh=16)) == 2
 
 
-def test_the_flow_gives_the_same_bits_on_one_process_and_on_two(workspace, tmp_path, prefect_harness):
+def test_the_flow_gives_the_same_bits_on_one_process_and_on_two(workspace, tmp_path, prefect_harness, monkeypatch):
+    monkeypatch.setattr("flows.grids.WORTH_A_PROCESS", 1)
     one = Workspace(tmp_path / "one")
     write_bands(one, rows_of(7))
     reports = [grids_flow(one.url, SETTINGS, processes=1), grids_flow(workspace.url, SETTINGS, processes=2)]

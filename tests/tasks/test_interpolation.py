@@ -46,7 +46,7 @@ def test_tight_binding_is_reproduced_on_the_mesh(lattice, shift):
     energies, rows = interpolate_bands(bands, 18, MESH, 5)
     expected = np.stack([tight_binding(lattice, mesh_points(MESH), e, 0.5) for e in (-1.0, 0.5, 2.0)])
     assert rows.tolist() == [0, 1, 2]
-    assert np.abs(energies - expected).max() < 0.01
+    assert np.abs(energies - expected).max() < 1e-3
 
 
 def test_error_falls_with_the_coarse_grid():

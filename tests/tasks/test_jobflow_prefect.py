@@ -287,6 +287,7 @@ def test_independent_jobs_run_at_once_and_know_their_own_job():
 def test_each_job_is_a_task_run_with_name_and_tags():
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterTags
+    from prefect.client.schemas.sorting import TaskRunSort
 
     one = add(1)
     one.name = "self-consistent {MgB2}"
@@ -296,7 +297,7 @@ def test_each_job_is_a_task_run_with_name_and_tags():
     wanted = TaskRunFilter(tags=TaskRunFilterTags(all_=["material_id:mp-763"]))
     with get_client(sync_client=True) as client:
         for _ in range(40):  # task runs reach the server through a queue
-            runs = client.read_task_runs(task_run_filter=wanted)
+            runs = client.read_task_runs(task_run_filter=wanted, limit=10, sort=TaskRunSort.NAME_ASC)
             if runs:
                 break
             time.sleep(0.25)

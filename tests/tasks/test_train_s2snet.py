@@ -17,29 +17,30 @@ from tasks.settings import TrainingSettings
 from tasks.stages import hash_text
 from tasks.train_s2snet import dataset_from_s2s, gather, load_s2snet, score_part, train_part
 from tasks.workspace import Workspace
-from tests.models.crystal_examples import EXAMPLES
+from tests.models.crystal_examples import BODY_CENTRED, EXAMPLES, FACE_CENTRED
 
 CUTOFF = 5.0
 SETTINGS = TrainingSettings(config="tiny", epochs=1, folds=2, ensemble=2, device="cpu")
 
-# Lattice constants in angstrom; structure types fcc, bcc and rock salt.
+# Lattice constants in angstrom; face- and body-centred elements, rock salt.
 CUBIC = {
-    **{("Fm-3m", (symbol,)): a for symbol, a in (("Al", 4.05), ("Pb", 4.95), ("Cu", 3.61), ("Ag", 4.09), ("Au", 4.08))},
-    **{("Im-3m", (symbol,)): a for symbol, a in (("Nb", 3.30), ("V", 3.03), ("Ta", 3.31), ("Na", 4.29), ("K", 5.33))},
-    ("Fm-3m", ("Nb", "N")): 4.39,
-    ("Fm-3m", ("Na", "Cl")): 5.64,
-    ("Fm-3m", ("K", "Cl")): 6.29,
-    ("Fm-3m", ("Mg", "O")): 4.21,
-    ("Fm-3m", ("Li", "F")): 4.03,
-    ("Fm-3m", ("Zr", "N")): 4.58,
+    **{("face", (symbol,)): a for symbol, a in (("Al", 4.05), ("Pb", 4.95), ("Cu", 3.61), ("Ag", 4.09), ("Au", 4.08))},
+    **{("body", (symbol,)): a for symbol, a in (("Nb", 3.30), ("V", 3.03), ("Ta", 3.31), ("Na", 4.29), ("K", 5.33))},
+    ("face", ("Nb", "N")): 4.39,
+    ("face", ("Na", "Cl")): 5.64,
+    ("face", ("K", "Cl")): 6.29,
+    ("face", ("Mg", "O")): 4.21,
+    ("face", ("Li", "F")): 4.03,
+    ("face", ("Zr", "N")): 4.58,
 }
 SUPERCONDUCTORS = {"Al": 1.2, "Pb": 7.2, "Nb": 9.3, "V": 5.4, "Ta": 4.5, "NbN": 16.0, "ZrN": 10.0}
 UNKNOWN = {"Au", "LiF"}
 
 
-def cubic(group: str, symbols: tuple[str, ...], a: float) -> Structure:
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]][: len(symbols)]
-    return Structure.from_spacegroup(group, Lattice.cubic(a), symbols, sites).get_primitive_structure()
+def cubic(centring: str, symbols: tuple[str, ...], a: float) -> Structure:
+    """Give a primitive cell: one element on a centred lattice, or two in the structure of rock salt."""
+    vectors = a * (FACE_CENTRED if centring == "face" else BODY_CENTRED)
+    return Structure(Lattice(vectors), symbols, [[0, 0, 0], [0.5, 0.5, 0.5]][: len(symbols)])
 
 
 def row(structure: Structure, name: str | None = None) -> dict:
@@ -98,7 +99,7 @@ def test_what_is_read_and_what_is_refused(tmp_path, rows):
 
 @pytest.mark.parametrize("split", ["random", "chemical-system"])
 def test_no_held_out_crystal_is_seen_in_pretraining(tmp_path, rows, split):
-    twin = row(cubic("Fm-3m", ("Al",), 4.2), "crystal-Al-again") | {"tc_kelvin": None, "supercon_formula": None}
+    twin = row(cubic("face", ("Al",), 4.2), "crystal-Al-again") | {"tc_kelvin": None, "supercon_formula": None}
     crystals = read_crystals(write(Workspace(tmp_path), [*rows, twin]), CUTOFF)
     ids = np.array(crystals.rows.column("material_id"))
     for fold in cross_validations(crystals.measured, SETTINGS)[split]:
@@ -127,7 +128,7 @@ def test_scores_stand_beside_the_baselines_on_the_same_folds(trained):
             assert set(scores) == {"roc_auc", "accuracy", "brier"}
             assert scores["brier"]["low"] <= scores["brier"]["value"] <= scores["brier"]["high"]
     assert metrics["calibration"]["split"] == "chemical-system"
-    assert sum(bin["materials"] for bin in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
+    assert sum(entry["materials"] for entry in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
 
 
 def test_each_measured_crystal_is_predicted_once_a_split_and_model(trained):
@@ -203,7 +204,7 @@ def test_a_configuration_of_another_network_is_refused(trained, tmp_path):
 def test_too_few_of_a_class_says_what_is_needed(tmp_path, rows):
     few = [found for found in rows if found["tc_kelvin"] in {None, 0.0, 16.0}]
     workspace = write(Workspace(tmp_path), few)
-    with pytest.raises(InputError, match="at least 2 superconductors and 2 measured others.*has 1 and"):
+    with pytest.raises(InputError, match=r"at least 2 superconductors and 2 measured others.*has 1 and"):
         make_plan(workspace, read_crystals(workspace, CUTOFF), SETTINGS)
 
 
@@ -247,7 +248,7 @@ def test_an_s2s_file_without_crystals_is_refused(tmp_path, content):
     path = tmp_path / "s2s.jsonl.gz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="s2s.jsonl.gz"):
+    with pytest.raises(InputError, match=r"s2s\.jsonl\.gz"):
         dataset_from_s2s(path)
 
 

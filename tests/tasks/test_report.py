@@ -1,0 +1,251 @@
+"""The report: complete, escaped, self-contained, honest about baselines, and working in a real browser."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pymatgen.core import Structure
+
+from tasks.exceptions import MissingStageError
+from tasks.figures import Interval
+from tasks.report import PAGE, build_report, write_report
+from tasks.report_data import BNAS_METRICS, NetworkScores, label_noise, read_scores
+from tasks.report_panels import kelvin_text, pretty_formula
+from tasks.schemas import CANDIDATES, SUPERCONDUCTORS
+from tasks.screening import RESULT
+from tasks.settings import ReportSettings
+from tasks.workspace import Workspace
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TOP = 2
+
+
+@pytest.fixture(scope="module")
+def files(screened: Workspace) -> dict[str, bytes]:
+    return build_report(screened, ReportSettings(top=TOP))
+
+
+@pytest.fixture(scope="module")
+def page(files: dict[str, bytes]) -> str:
+    return files[PAGE].decode()
+
+
+@pytest.fixture(scope="module")
+def text(page: str) -> str:
+    """The page without scripts and images."""
+    plain = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"data:[^\"]*", "", plain)
+
+
+@pytest.fixture
+def copy(screened: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(screened.local("."), tmp_path / "copy")
+    return Workspace(tmp_path / "copy")
+
+
+def test_the_page_loads_nothing_from_anywhere(page: str, text: str):
+    assert "default-src 'none'" in page
+    assert not re.search(r"<(?:script|img|iframe|link)[^>]*\s(?:src|href)=[\"'](?!data:|\")", text)
+    assert "@import" not in page.split("</style>", maxsplit=1)[0]
+    assert "url(" not in page.split("</style>", maxsplit=1)[0]
+
+
+def test_the_page_is_light(files: dict[str, bytes]):
+    assert len(files[PAGE]) < 12e6
+
+
+def test_every_section_is_there(text: str):
+    for section in ("trust", "candidates", "panels", "chemistry", "run", "limits"):
+        assert f'id="{section}"' in text
+
+
+def test_strings_from_the_data_are_escaped(text: str):
+    assert "row 99: &lt;b&gt;Nb3X&lt;/b&gt;" in text
+    assert "X is no element &amp; cannot be read" in text
+    assert "<b>Nb3X</b>" not in text
+
+
+def test_each_row_of_the_table_is_a_candidate(text: str, screened: Workspace):
+    table = screened.read_table(RESULT)
+    assert text.count("<tr data-status=") == len(table)
+    assert text.count('data-status="new"') == len(table) - table["rank"].null_count
+
+
+def test_networks_stand_beside_their_baselines_in_every_split(text: str):
+    assert text.count("Folds random by material") == 2
+    assert text.count("Folds grouped by chemical system") == 2
+    assert text.count('<tr class="own">') == 4
+    assert text.count("Magpie, random forest</th>") == 4
+
+
+def test_numbers_of_trained_materials_are_marked(text: str):
+    assert text.count('<span class="held">held out</span>') == 11
+
+
+def test_each_panel_has_its_figures_and_they_are_plotly_json(page: str):
+    found = re.findall(r'<script type="application/json" id="(figure-[^"]+)">(.*?)</script>', page, flags=re.DOTALL)
+    assert len(found) == 3 * TOP
+    for _, document in found:
+        assert json.loads(document)["data"]
+
+
+def test_files_beside_the_page_can_be_read(files: dict[str, bytes], screened: Workspace):
+    rows = screened.read_table(RESULT).to_pylist()
+    table = list(csv.DictReader(io.StringIO(files["report/candidates.csv"].decode())))
+    assert [row["material_id"] for row in table] == [row["material_id"] for row in rows]
+    crystals = [content.decode() for name, content in files.items() if name.endswith(".cif")]
+    assert len(crystals) == TOP
+    formulas = [Structure.from_str(crystal, fmt="cif").composition.reduced_formula for crystal in crystals]
+    assert formulas == [row["formula"] for row in rows[:TOP]]
+
+
+def test_provenance_leads_from_the_source_to_the_code(files: dict[str, bytes], screened: Workspace):
+    trace = json.loads(files["report/provenance.json"])
+    first = screened.read_table(RESULT).to_pylist()[0]
+    chain = trace[first["material_id"]]
+    assert list(chain) == ["crystal", "structure", "bands", "grid", "networks", "code"]
+    assert chain["networks"]["bnas"] == first["bnas_version"]
+    assert chain["crystal"]["reference"] == "a handbook"
+    assert re.fullmatch(r"[0-9a-f]{64}", chain["grid"]["sha256"])
+
+
+def test_the_same_input_gives_the_same_page(files: dict[str, bytes], screened: Workspace):
+    assert build_report(screened, ReportSettings(top=TOP)) == files
+
+
+def test_a_second_run_is_instant_and_other_settings_are_not(copy: Workspace, prefect_harness):
+    from flows.report import report
+
+    copy.write_bytes("report/structures/99-old.cif", b"from an earlier run")
+    assert not report(copy.url, ReportSettings(top=1)).reused
+    assert report(copy.url, ReportSettings(top=1)).reused
+    assert len(copy.list("report/structures/*.cif")) == 1
+
+
+def test_without_a_screening_the_missing_stage_is_named(copy: Workspace):
+    copy.remove("candidates")
+    with pytest.raises(MissingStageError, match=r"candidates/candidates.parquet is not in the workspace"):
+        write_report.fn(copy.url, ReportSettings())
+
+
+def test_a_run_without_new_candidates_has_a_page_all_the_same(copy: Workspace):
+    rows = [row | {"rank": None, "abstain": True} for row in copy.read_table(RESULT).to_pylist()]
+    copy.write_table(RESULT, pa.Table.from_pylist(rows, schema=CANDIDATES))
+    page = build_report(copy, ReportSettings())[PAGE].decode()
+    assert 'id="panels"' not in page
+    assert len(page) < 3e6  # plotly is left out where nothing needs it
+
+
+def scores(own: Interval, other: Interval) -> NetworkScores:
+    name = "r2_log_all"
+    table = {"random": {"bnas": {name: own}, "forest": {name: other}}}
+    return NetworkScores("bnas", "BNAS", "1", BNAS_METRICS, table, None, {})
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        (Interval(0.8, 0.7, 0.9), Interval(0.5, 0.4, 0.6), "BNAS is ahead of the best baseline, “forest”"),
+        (Interval(0.5, 0.4, 0.6), Interval(0.8, 0.7, 0.9), "the baseline “forest” beats BNAS"),
+        (Interval(0.7, 0.6, 0.9), Interval(0.8, 0.7, 0.9), "intervals overlap, so the order is not certain"),
+        (Interval(0.801, 0.7, 0.9), Interval(0.799, 0.7, 0.9), "the baseline “forest” is as good as BNAS"),
+    ],
+    ids=["ahead", "behind", "uncertain", "level"],
+)
+def test_the_verdict_says_plainly_who_wins(own: Interval, other: Interval, expected: str):
+    assert expected in scores(own, other).verdict("random")
+
+
+def test_calibration_is_told_as_it_was_observed():
+    coverage = [{"expected": 0.9, "observed": 0.84}, {"expected": 0.95, "observed": None}]
+    found = {"coverage": coverage, "materials": 58, "split": "chemical-system"}
+    text = replace(scores(Interval(0, 0, 0), Interval(0, 0, 0)), calibration=found).calibration_text
+    assert (
+        text
+        == "Intervals held, in per cent of 58 held-out materials, folds grouped by chemical system: 84 for 90 meant."
+    )
+
+
+def test_scores_without_a_network_are_none(tmp_path: Path):
+    assert read_scores(Workspace(tmp_path), "bnas") is None
+
+
+def test_label_noise_bounds_what_a_model_can_reach(screened: Workspace):
+    table = screened.read_table("supercon/superconductors.parquet")
+    noise = label_noise(table, table["tc_kelvin"].to_pylist())
+    assert noise["rms_kelvin"] == pytest.approx(0.4)
+    assert 0.9 < noise["r2_kelvin"] < 1
+    assert label_noise(SUPERCONDUCTORS.empty_table(), [1.0, 2.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("formula", "html"),
+    [("MgB2", "MgB<sub>2</sub>"), ("La1.85Sr0.15CuO4", "La<sub>1.85</sub>Sr<sub>0.15</sub>CuO<sub>4</sub>")],
+    ids=str,
+)
+def test_amounts_become_subscripts(formula: str, html: str):
+    assert pretty_formula(formula) == html
+    assert pretty_formula("<img>2") == "&lt;img&gt;2"
+
+
+def test_tiny_temperatures_are_not_shown_as_numbers():
+    assert kelvin_text(0.0003) == "< 0.01"
+    assert kelvin_text(9.2345) == "9.23"
+
+
+PROBE = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  const rows = () => Array.from(document.querySelectorAll("#table tbody tr")).filter((row) => !row.hidden);
+  const shown = () => document.getElementById("shown").textContent;
+  const column = (index) => rows().map((row) => row.cells[index].dataset.v);
+  const found = { start: shown() };
+  const form = document.getElementById("filters").elements;
+  const choose = (field, value) => { field.value = value; field.dispatchEvent(new Event("input", { bubbles: true })); };
+  choose(form.status, "");
+  found.all = rows().length;
+  document.querySelectorAll("#table th button")[2].click();
+  found.descending = column(2).map(Number);
+  document.querySelectorAll("#table th button")[2].click();
+  found.ascending = column(2).map(Number);
+  choose(form.holds, "Nb");
+  found.niobium = column(1);
+  const panel = document.querySelector("details.panel");
+  panel.open = true;
+  setTimeout(() => {
+    found.drawn = panel.querySelectorAll(".plot .main-svg").length;
+    found.plots = panel.querySelectorAll(".plot").length;
+    document.body.setAttribute("data-found", JSON.stringify(found));
+  }, 3000);
+}, 100));
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_sorts_filters_and_opens_a_candidate(page: str, tmp_path: Path):
+    file = tmp_path / "index.html"
+    file.write_text(page.replace("</body>", f"{PROBE}</body>"), "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    options += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    options += ["--virtual-time-budget=20000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    errors = [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line and re.search(r"Uncaught|Refused|rror", line)
+    ]
+    assert errors == []
+    found = json.loads(re.search(r'data-found="([^"]*)"', done.stdout)[1].replace("&quot;", '"'))
+    assert found["start"].endswith("of 16 shown")
+    assert found["all"] == 16
+    assert found["descending"] == sorted(found["descending"], reverse=True)
+    assert found["ascending"] == sorted(found["ascending"])
+    assert sorted(found["niobium"]) == ["NbC", "NbN"]
+    assert found["plots"] == 3
+    assert found["drawn"] >= 3

@@ -1,0 +1,283 @@
+"""Screening: what is chosen, joined, judged and ranked; the same table however it was made; single files."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from tasks.exceptions import InputError, MissingStageError
+from tasks.known import KnownSuperconductors, element_amounts, find_hazards
+from tasks.prediction import NEEDS_BANDS, round_significant
+from tasks.schemas import CANDIDATES
+from tasks.screening import (
+    RESULT,
+    join_parts,
+    plan_screening,
+    predict,
+    rank_candidates,
+    screen_chunk,
+    screen_materials,
+    screen_to_part,
+)
+from tasks.settings import ScreeningSettings
+from tasks.stages import read_report
+from tasks.workspace import Workspace
+from tests.tasks.screening_workspace import GAPPED
+
+SETTINGS = ScreeningSettings()
+
+
+@pytest.fixture
+def copy(screened: Workspace, tmp_path: Path) -> Workspace:
+    shutil.copytree(screened.local("."), tmp_path / "copy")
+    return Workspace(tmp_path / "copy")
+
+
+@pytest.fixture
+def rows(screened: Workspace) -> dict[str, dict]:
+    return {row["formula"]: row for row in screened.read_table(RESULT).to_pylist()}
+
+
+def test_result_has_the_declared_schema_and_every_material_is_accounted_for(screened: Workspace):
+    table = screened.read_table(RESULT)
+    report = read_report(screened, "screen")
+    assert table.schema.equals(CANDIDATES)
+    assert report.rows_in == len(table) + report.rows_refused == 17
+    assert report.counts["screened"] == len(table) == 16
+
+
+def test_a_large_gap_is_refused_with_its_reason(screened: Workspace):
+    refused = screened.read_table("stages/screen/rejected.parquet").to_pylist()
+    assert [row["reason"] for row in refused] == ["band gap 5.000 eV is above 0.2 eV"]
+    assert GAPPED not in screened.read_table(RESULT)["formula"].to_pylist()
+
+
+def test_only_unknown_materials_near_the_training_set_have_a_rank(rows: dict[str, dict]):
+    ranked = {formula for formula, row in rows.items() if row["rank"] is not None}
+    assert ranked == {"VC", "HfRu", "WN", "LaAs"} - {formula for formula, row in rows.items() if row["abstain"]}
+    assert "VC" in ranked
+    assert rows["XeCs" if "XeCs" in rows else "CsXe"]["abstain"]
+    assert rows["NbN"]["known"] == "exact"
+    assert rows["NbN"]["known_tc_kelvin"] == 16.0
+
+
+def test_ranks_follow_the_score_and_the_score_is_probability_times_tc(rows: dict[str, dict]):
+    ranked = sorted((row for row in rows.values() if row["rank"]), key=lambda row: row["rank"])
+    assert [row["rank"] for row in ranked] == list(range(1, len(ranked) + 1))
+    assert all(a["score"] >= b["score"] for a, b in itertools.pairwise(ranked))
+    for row in ranked:
+        assert row["score"] == pytest.approx(row["probability"] * row["tc_kelvin"], rel=1e-4)
+
+
+def test_trained_materials_show_held_out_predictions_and_not_the_fit(screened: Workspace, rows: dict[str, dict]):
+    version = screened.read_json("models/bnas/latest.json")["version"]
+    held_out = screened.read_table(f"models/bnas/{version}/predictions.parquet").to_pylist()
+    expected = {
+        row["formula"]: row["tc_predicted_kelvin"]
+        for row in held_out
+        if row["model"] == "bnas" and row["split"] == "chemical-system"
+    }
+    known = [row for row in rows.values() if row["known"] == "exact"]
+    assert len(known) == 11
+    for row in known:
+        assert row["tc_origin"] == row["probability_origin"] == "out-of-fold"
+        assert row["tc_kelvin"] == pytest.approx(expected[row["formula"]], rel=1e-4, abs=6e-5)
+        assert row["tc_low_kelvin"] is None
+    assert rows["VC"]["tc_origin"] == "ensemble"
+    assert rows["VC"]["tc_low_kelvin"] <= rows["VC"]["tc_kelvin"] <= rows["VC"]["tc_high_kelvin"]
+
+
+def test_hazards_and_relatives_are_named(rows: dict[str, dict]):
+    assert rows["LaAs"]["hazards"] == ["toxic: As"]
+    assert rows["VC"]["hazards"] == []
+    assert rows["VC"]["nearest_formula"] in {"NbC", "TaC", "TiC"}
+
+
+@pytest.mark.parametrize("chunk", [3, 100], ids=["many parts", "one part"])
+def test_any_chunks_give_the_same_bytes(screened: Workspace, copy: Workspace, chunk: int):
+    plan = plan_screening(copy, SETTINGS, chunk)
+    for part in plan.chunks:
+        screen_to_part(copy, part, SETTINGS)
+    copy.remove("stages/screen")
+    join_parts(copy, plan, SETTINGS)
+    assert copy.read_bytes(RESULT) == screened.read_bytes(RESULT)
+
+
+def test_a_second_run_changes_nothing(copy: Workspace):
+    plan = plan_screening(copy, SETTINGS, 10)
+    assert all(copy.exists(chunk.table) for chunk in plan.chunks)
+    assert join_parts(copy, plan, SETTINGS).reused
+
+
+def test_a_finished_part_is_not_computed_again(copy: Workspace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.screening.screen_materials", lambda *_: pytest.fail("the part is there"))
+    plan = plan_screening(copy, SETTINGS, 10)
+    assert screen_chunk.fn(copy.url, plan.chunks[0], SETTINGS) == plan.chunks[0].part
+
+
+def test_new_labels_and_new_limits_change_every_part(copy: Workspace):
+    before = plan_screening(copy, SETTINGS, 10)
+    farther = plan_screening(copy, SETTINGS.model_copy(update={"max_distance": 2.0}), 10)
+    table = copy.read_table("supercon/superconductors.parquet")
+    copy.write_table("supercon/superconductors.parquet", table.slice(1))
+    relabelled = plan_screening(copy, SETTINGS, 10)
+    parts = [{chunk.part for chunk in plan.chunks} for plan in (before, farther, relabelled)]
+    assert not (parts[0] & parts[1])
+    assert not (parts[0] & parts[2])
+
+
+def test_elements_and_limit_choose_and_are_counted(screened: Workspace):
+    plan = plan_screening(screened, ScreeningSettings(elements=("Nb", "Hf"), limit=2), 10)
+    assert sum(len(chunk.material_ids) for chunk in plan.chunks) == 2
+    assert plan.not_asked == 14
+
+
+def test_nothing_to_screen_is_refused(screened: Workspace):
+    with pytest.raises(InputError, match=r"None of the 17 materials .* holds one of Pu"):
+        plan_screening(screened, ScreeningSettings(elements=("Pu",)), 10)
+
+
+def test_an_unusable_crystal_is_refused_and_the_others_go_on(copy: Workspace, monkeypatch: pytest.MonkeyPatch):
+    from models.exceptions import ModelInputError
+    from tasks.s2snet_ensemble import S2SEnsemble
+
+    real = S2SEnsemble.predict
+
+    def predict_or_refuse(self, structures):
+        if structures[0].composition.reduced_formula == "VC":
+            raise ModelInputError("VC is refused")
+        return real(self, structures)
+
+    monkeypatch.setattr(S2SEnsemble, "predict", predict_or_refuse)
+    ids = copy.read_table("grids/index.parquet")["material_id"].to_pylist()
+    table, rejected = screen_materials(copy, ids, SETTINGS)
+    assert [rejection.reason for rejection in rejected] == ["VC is refused"]
+    assert len(table) == len(ids) - 1
+
+
+def test_progress_counts_every_material(screened: Workspace):
+    ids = screened.read_table("grids/index.parquet")["material_id"].to_pylist()[:3]
+    steps: list[int] = []
+    screen_materials(screened, ids, SETTINGS, steps.append)
+    assert sum(steps) == 3
+
+
+def test_without_networks_the_stage_to_run_is_named(copy: Workspace):
+    copy.remove("models/s2snet")
+    with pytest.raises(MissingStageError, match="meissner train s2snet"):
+        plan_screening(copy, SETTINGS, 10)
+
+
+def test_equal_scores_are_ordered_by_id_and_unranked_rows_stand_last():
+    plain = {field.name: None for field in CANDIDATES} | {
+        "space_group": "P1",
+        "tc_origin": "ensemble",
+        "probability_origin": "ensemble",
+        "distance": 0.1,
+        "band_gap_ev": 0.0,
+        "formula": "Nb",
+    }
+    rows = [
+        plain | {"material_id": name, "score": score, "known": known, "abstain": far}
+        for name, score, known, far in (
+            ("d", 9.0, "exact", False),
+            ("c", 1.0, "none", False),
+            ("b", 1.0, "none", False),
+            ("a", 8.0, "none", True),
+            ("e", 2.0, "none", False),
+        )
+    ]
+    table = rank_candidates(pa.Table.from_pylist(rows, schema=CANDIDATES))
+    assert table["material_id"].to_pylist() == ["e", "b", "c", "d", "a"]
+    assert table["rank"].to_pylist() == [1, 2, 3, None, None]
+
+
+@pytest.mark.parametrize(
+    ("formula", "match", "known"),
+    [
+        ("La1.85Sr0.15CuO4", "exact", "La1.85Sr0.15CuO4"),
+        ("La1.84Sr0.16CuO4", "similar", "La1.85Sr0.15CuO4"),
+        ("La2CuO4", "similar", "La1.85Sr0.15CuO4"),
+        ("MgB2", "exact", "MgB2"),
+        ("Mg2B4", "exact", "MgB2"),
+        ("Nb3Sn", "none", None),
+    ],
+    ids=str,
+)
+def test_known_compositions_are_found_by_class(formula: str, match: str, known: str | None):
+    table = pa.table({"formula": ["MgB2", "La1.85Sr0.15CuO4", "La1.2Sr0.8CuO4"], "tc_kelvin": [39.0, 38.0, 0.0]})
+    found = KnownSuperconductors(table).find(element_amounts(formula))
+    assert (found.match, found.formula) == (match, known)
+
+
+def test_hazards_are_sorted_and_named():
+    assert find_hazards(["U", "Be", "O", "Tc", "Bi"]) == ["radioactive: Tc", "radioactive: U", "toxic: Be"]
+
+
+def test_predict_answers_for_good_files_and_explains_bad_ones(screened: Workspace, tmp_path: Path):
+    crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.16), ["V", "C"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    for name in ("VC.cif", "POSCAR"):
+        crystal.to(str(tmp_path / name))
+    (tmp_path / "VC.json").write_text(crystal.to_json())
+    (tmp_path / "bad.cif").write_text("this is no crystal")
+    names = ["VC.cif", "bad.cif", "missing.cif", "POSCAR", "VC.json"]
+    answers = predict([tmp_path / name for name in names], screened.url)
+    assert [bool(answer.error) for answer in answers] == [False, True, True, False, False]
+    assert "bad.cif" in answers[1].error
+    good = [answers[0], answers[3], answers[4]]
+    for answer in good:
+        assert answer.formula == "VC"
+        assert answer.space_group == "Fm-3m"
+        assert answer.tc_kelvin is None
+        assert answer.note == NEEDS_BANDS
+        assert 0 <= answer.probability_low <= answer.probability <= answer.probability_high <= 1
+        assert answer.known == "none"
+        assert not answer.abstain
+    np.testing.assert_allclose([answer.probability for answer in good], good[0].probability, atol=1e-3)
+
+
+def test_predict_agrees_with_the_screening(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
+    path = tmp_path / "VC.json"
+    path.write_text(rows["VC"]["structure"])
+    (answer,) = predict([path], screened)
+    for name in ("probability", "probability_low", "probability_high", "distance"):
+        assert getattr(answer, name) == rows["VC"][name]
+
+
+def test_predict_asks_both_networks_about_a_vasprun(screened: Workspace, shared_data: Path):
+    (answer,) = predict([shared_data / "vasp" / "MgB2" / "vasprun.xml.gz"], screened)
+    assert answer.error is None
+    assert answer.formula == "MgB2"
+    assert answer.space_group == "P6/mmm"
+    assert answer.tc_low_kelvin <= answer.tc_kelvin <= answer.tc_high_kelvin
+    assert answer.band_gap_ev == 0
+    assert 0 <= answer.probability <= 1
+
+
+def test_predict_needs_a_file(screened: Workspace):
+    with pytest.raises(InputError, match="No file to predict"):
+        predict([], screened)
+
+
+def test_the_flow_makes_the_same_table(screened: Workspace, copy: Workspace, prefect_harness):
+    from flows.screening import screen
+
+    for name in ("candidates", "stages/screen"):
+        copy.remove(name)
+    report = screen(copy.url, SETTINGS, chunk=6)
+    assert copy.read_bytes(RESULT) == screened.read_bytes(RESULT)
+    assert not report.reused
+    assert screen(copy.url, SETTINGS, chunk=6).reused
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [(123.456789, 123.46), (0.32004889, 0.32), (1.23456789, 1.2346), (-1e-9, 0.0), (None, None), (float("nan"), None)],
+    ids=str,
+)
+def test_numbers_are_rounded_to_what_networks_repeat(value: float | None, rounded: float | None):
+    assert round_significant(value) == rounded

@@ -1,0 +1,235 @@
+"""The stage train-bnas on synthetic grids: what it stores, that it resumes, and what it refuses."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from flows.train_bnas import train_bnas
+from models.exceptions import CheckpointError, ModelInputError, TrainingError
+from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_labelled
+from tasks.exceptions import InputError, MissingStageError
+from tasks.model_store import load_model, model_folder
+from tasks.schemas import FOLDS, PREDICTIONS
+from tasks.settings import TrainingSettings
+from tasks.shards import read_grids
+from tasks.train_bnas import BAND_FOREST, load_bnas, train_part
+from tasks.workspace import Workspace
+from tests.tasks.grid_workspace import make_grid_workspace
+
+SETTINGS = TrainingSettings(config="tiny", folds=2, ensemble=2, device="cpu")
+BASELINES = {"mean", "same element set", "nearest composition", "element fractions, network", BAND_FOREST}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, prefect_harness: None) -> tuple[Workspace, Any]:
+    workspace = make_grid_workspace(tmp_path_factory.mktemp("bnas"), count=16)
+    return workspace, train_bnas(workspace.url, SETTINGS, 1)
+
+
+def test_report_accounts_for_every_material(trained: tuple) -> None:
+    _, report = trained
+    assert (report.stage, report.rows_in, report.rows_refused) == ("train-bnas", 16, 0)
+    assert report.counts["superconductors"] == 10
+    assert {"r2_log_all random", "r2_log_all chemical-system"} <= set(report.counts)
+
+
+def test_every_model_is_scored_on_every_split_with_intervals(trained: tuple) -> None:
+    workspace, _ = trained
+    metrics = load_model(workspace, "bnas").metrics
+    assert set(metrics["scores"]) == set(SETTINGS.splits)
+    for models in metrics["scores"].values():
+        assert BASELINES | {"bnas", "Magpie, random forest", "Magpie, gradient boosting"} <= set(models)
+        for scores in models.values():
+            assert (
+                scores["mae_kelvin_all"]["low"] <= scores["mae_kelvin_all"]["value"] <= scores["mae_kelvin_all"]["high"]
+            )
+    assert all(fold["systems"] == fold["parents"] == 0 for fold in metrics["leakage"]["chemical-system"])
+    assert metrics["calibration"]["split"] == "chemical-system"
+
+
+def test_predictions_are_out_of_fold_and_once_a_material(trained: tuple) -> None:
+    workspace, report = trained
+    folder = model_folder("bnas", report.counts["version"])
+    table, folds = (workspace.read_table(f"{folder}/{name}.parquet") for name in ("predictions", "folds"))
+    assert table.schema.equals(PREDICTIONS)
+    assert folds.schema.equals(FOLDS)
+    sides = {(r["split"], r["fold"], r["material_id"]): r["side"] for r in folds.to_pylist()}
+    for split in SETTINGS.splits:
+        own = table.filter(pc.and_(pc.equal(table["model"], "bnas"), pc.equal(table["split"], split)))
+        assert sorted(own["material_id"].to_pylist()) == [f"m-{n:03d}" for n in range(16)]
+        assert {sides[split, r["fold"], r["material_id"]] for r in own.to_pylist()} == {"test"}
+    assert min(table["tc_predicted_kelvin"].to_pylist()) >= 0
+
+
+def test_ensemble_answers_with_intervals_and_an_image_spread(trained: tuple) -> None:
+    workspace, _ = trained
+    _, grids = read_grids(workspace)
+    ensemble = load_bnas(workspace)
+    answer = ensemble.predict(grids[:5])
+    assert answer.tc_kelvin.shape == (5,)
+    assert (answer.tc_low_kelvin <= answer.tc_kelvin).all()
+    assert (answer.tc_kelvin <= answer.tc_high_kelvin).all()
+    assert (answer.tc_image_spread_kelvin >= 0).all()
+    again = ensemble.predict(grids[:5])
+    assert np.array_equal(answer.tc_kelvin, again.tc_kelvin)
+    turned = np.roll(grids[:5].transpose(0, 1, 3, 2, 4)[..., ::-1], 1, axis=-1)
+    assert ensemble.predict(turned).tc_kelvin == pytest.approx(answer.tc_kelvin, rel=1e-4)
+    assert len(ensemble.predict(grids[:0]).tc_kelvin) == 0
+
+
+def test_interval_is_as_wide_as_the_held_out_errors_ask(trained: tuple) -> None:
+    workspace, report = trained
+    table = workspace.read_table(f"{model_folder('bnas', report.counts['version'])}/predictions.parquet")
+    own = table.filter(pc.and_(pc.equal(table["model"], "bnas"), pc.equal(table["split"], "chemical-system")))
+    errors = np.abs(np.log1p(own["tc_kelvin"].to_numpy()) - np.log1p(own["tc_predicted_kelvin"].to_numpy()))
+    half = load_bnas(workspace, coverage=0.8)
+    assert half.half_width == pytest.approx(np.sort(errors)[math.ceil(17 * 0.8) - 1], rel=1e-5)
+    with pytest.raises(ModelInputError, match="needs at least 99 held-out materials, there are 16"):
+        load_bnas(workspace, coverage=0.99)
+
+
+def test_rollout_stands_on_the_grid_with_mean_one(trained: tuple) -> None:
+    workspace, _ = trained
+    found = load_bnas(workspace).rollout(read_grids(workspace)[1][0], "periodic")
+    assert found.shape == (8, 8, 8)
+    assert found.mean() == pytest.approx(1)
+
+
+def test_second_run_computes_nothing(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, first = trained
+    monkeypatch.setattr("tasks.train_bnas.run_in_worker", lambda *_, **__: pytest.fail("a part was computed again"))
+    report = train_bnas(workspace.url, SETTINGS, 1)
+    assert report.reused
+    assert report.outputs == first.outputs
+
+
+def test_killed_run_goes_on_to_the_same_bytes(trained: tuple) -> None:
+    workspace, first = trained
+    folder = model_folder("bnas", first.counts["version"])
+    for name in ("parts/random-1.parquet", "parts/member-0.safetensors", "metrics.json", "weights-0.safetensors"):
+        workspace.remove(f"{folder}/{name}")
+    workspace.remove("stages/train-bnas/manifest.json")
+    report = train_bnas(workspace.url, SETTINGS, 1)
+    assert not report.reused
+    assert report.outputs == first.outputs
+    assert not workspace.list(f"{folder}/parts/*.checkpoint")
+
+
+def test_worker_process_gives_the_same_bytes(trained: tuple) -> None:
+    from tasks.workers import close_workers, run_in_worker
+
+    workspace, _ = trained
+    plan = make_plan(workspace, SETTINGS)
+    part = plan.folds[0]
+    before = workspace.read_bytes(part.file)
+    workspace.remove(part.file)
+    run_in_worker(train_part, workspace.url, SETTINGS, plan, part, processes=2)
+    close_workers()
+    assert workspace.read_bytes(part.file) == before
+
+
+def test_other_weights_under_the_configuration_are_refused(trained: tuple, tmp_path: Path) -> None:
+    workspace, report = trained
+    name = f"{model_folder('bnas', report.counts['version'])}/config.json"
+    config = workspace.read_json(name)
+    workspace.write_json(name, config | {"network": config["network"] | {"depth": 1}})
+    try:
+        with pytest.raises(CheckpointError, match="do not fit the network of its configuration"):
+            load_bnas(workspace)
+    finally:
+        workspace.write_json(name, config)
+
+
+def few(rows: list[dict]) -> list[dict]:
+    return rows[:6]
+
+
+def unlabelled(rows: list[dict]) -> list[dict]:
+    return [row | {"tc_kelvin": None} for row in rows]
+
+
+def no_superconductor(rows: list[dict]) -> list[dict]:
+    return [row | {"tc_kelvin": 0.0} for row in rows]
+
+
+def only_superconductors(rows: list[dict]) -> list[dict]:
+    return [row | {"tc_kelvin": 4.2} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (few, "at least 10 materials .* has 6: 4 superconductors and 2 others"),
+        (unlabelled, "has 0: 0 superconductors and 0 others"),
+        (no_superconductor, "has 16: 0 superconductors and 16 others"),
+        (only_superconductors, "has 16: 16 superconductors and 0 others"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_too_little_to_learn_from_is_told(tmp_path: Path, change: Callable, message: str) -> None:
+    workspace = make_grid_workspace(tmp_path, count=16, change=change)
+    with pytest.raises(InputError, match=message):
+        make_plan(workspace, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"config": "huge"}, InputError, "no configuration 'huge'; choose one of paper, starter, tiny"),
+        ({"splits": ("alphabet",)}, ModelInputError, "not one of random"),
+        ({"device": "abacus"}, TrainingError, "not one of auto, cpu, cuda"),
+        ({"folds": 40}, ModelInputError, "40 folds need at least 40 materials"),
+    ],
+    ids=["config", "split", "device", "folds"],
+)
+def test_impossible_settings_are_told(tmp_path: Path, changes: dict, error: type, message: str) -> None:
+    workspace = make_grid_workspace(tmp_path, count=16)
+    with pytest.raises(error, match=message):
+        make_plan(workspace, SETTINGS.model_copy(update=changes))
+
+
+def test_missing_grids_are_told(tmp_path: Path) -> None:
+    with pytest.raises(MissingStageError, match=r"grids/index\.parquet is not in the workspace"):
+        make_plan(Workspace(tmp_path), SETTINGS)
+
+
+@pytest.mark.parametrize("split", ["random", "chemical-system", "family", "year"])
+def test_every_split_keeps_relatives_apart(tmp_path: Path, split: str) -> None:
+    labelled = read_labelled(make_grid_workspace(tmp_path, count=24))
+    groups = labelled.groups
+    folds = cross_validations(labelled, SETTINGS.model_copy(update={"splits": (split,)}))[split]
+    assert len(folds) >= 2
+    for fold in folds:
+        shared = set(groups[fold.train]) & set(groups[fold.test])
+        assert split == "random" or not shared
+
+
+def test_version_follows_data_and_settings(tmp_path: Path) -> None:
+    workspace = make_grid_workspace(tmp_path, count=16)
+    version = make_plan(workspace, SETTINGS).version
+    assert make_plan(workspace, SETTINGS).version == version
+    assert make_plan(workspace, SETTINGS.model_copy(update={"seed": 1})).version != version
+    index = workspace.read_table("grids/index.parquet").to_pylist()
+    index[3]["tc_kelvin"] += 0.1
+    schema = workspace.read_table("grids/index.parquet").schema
+    workspace.write_table(
+        "grids/index.parquet", type(workspace.read_table("grids/index.parquet")).from_pylist(index, schema)
+    )
+    assert make_plan(workspace, SETTINGS).version != version
+
+
+def test_measured_composition_names_the_material() -> None:
+    import pyarrow as pa
+
+    table = pa.table({"supercon_formula": ["La1.85Sr0.15CuO4", None], "formula": ["La15SrCu8O32", "Nb"]})
+    assert Labelled(table).formulas == ["La1.85Sr0.15CuO4", "Nb"]
+
+
+def test_parts_have_names_for_people() -> None:
+    assert Part(kind="member", number=2, file="f").name == "ensemble-2"
+    assert Part(kind="fold", split="year", number=0, file="f").name == "year-0"
