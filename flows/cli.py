@@ -1,7 +1,6 @@
 """The command line: it reads settings, opens a Prefect server, and calls flows."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +84,7 @@ def refresh(
     with _run(settings, stages[: stages.index(until) + 1]):
         from flows.refresh import refresh as flow
 
-        flow(**_inputs(settings), until=until, **_steps(settings, *DATA_STEPS), processes=settings.processes)  # type: ignore[arg-type]
+        flow(**_inputs(settings), until=until, **_steps(settings, *DATA_STEPS), processes=settings.processes)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, **choices: Any) -> None:
@@ -256,7 +255,7 @@ def _settings(profile: str | None, **flags: Any) -> "Settings":
     return Settings.load(profile, **flags)
 
 
-def _inputs(settings: "Settings") -> dict[str, str]:
+def _inputs(settings: "Settings") -> dict[str, Any]:
     return {"workspace": settings.workspace, "supercon": settings.supercon, "crystals": settings.crystals}
 
 
@@ -289,7 +288,7 @@ def _location(place: "Workspace", name: str) -> str:
 
 
 def _print_next_steps(console: "Console", place: "Workspace") -> None:
-    option = "" if place.url == "workspace" else f" --workspace {os.path.relpath(place.url)}"
+    option = "" if place.url == "workspace" else f" --workspace {place.url}"
     console.print(f"\nThe report: [bold]{_location(place, 'report/index.html')}[/]")
     console.print(
         f"Next: meissner predict YOUR.cif{option} · meissner ui{option} · your own data: meissner refresh --help, "

@@ -53,8 +53,8 @@ def _machine() -> Table:
 
 def _engines() -> Table:
     table = _table("Band engines", "engine", "can run", "why not, or what it is")
-    ready, reason = gpaw_available()
-    table.add_row("gpaw", "yes" if ready else "no", reason or "PAW-PBE in plane waves, the open engine")
+    found = gpaw_available()
+    table.add_row("gpaw", "yes" if found else "no", found.reason or "PAW-PBE in plane waves, the open engine")
     return table
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import psutil
@@ -32,7 +32,7 @@ def stop_on_interrupt(server: Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stopper(server: Server):  # type: ignore[no-untyped-def]
+def _stopper(server: Server) -> Callable[[int, FrameType | None], None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         sys.stderr.write(GO_ON)
         sys.stderr.flush()

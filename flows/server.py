@@ -106,7 +106,12 @@ def _start_server(home: Path, port: int, meanwhile: Callable[[], None]) -> Itera
     with (home / "server.log").open("ab") as log:
         # A session of its own, so that Ctrl-C reaches only us; dead with us, so that no server is left behind.
         process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent  # noqa: PLW1509
+            command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
     os.environ["PREFECT_API_URL"] = server.api_url
     try:

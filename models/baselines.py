@@ -154,7 +154,7 @@ def _magpie_featurizers() -> tuple:
     return (
         ElementProperty.from_preset("magpie"),
         Stoichiometry(),
-        ValenceOrbital(props=["avg"]),
+        ValenceOrbital(props=["frac"]),
         IonProperty(fast=True),
     )
 

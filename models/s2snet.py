@@ -8,7 +8,7 @@ differ where the paper's choice depends on the description of the crystal instea
   from the centre of an arbitrary cell;
 - attention: over all periodic images within a cutoff, one softmax over images (their logarithmic sum is the bias of a
   pair of atoms, as in Crystalformer, Taniai et al., ICLR 2024), instead of a bare mask;
-- elements: Magpie properties joined to the learned embedding, and their statistics over the crystal at the head;
+- elements: Magpie properties joined to the learned embedding, and Magpie's composition descriptors at the head;
 - lattice: volume per atom instead of the lengths of the chosen cell vectors.
 
 So ours give the same answer for any choice of origin, orientation, cell vectors, supercell and order of the atoms.
@@ -16,22 +16,28 @@ So ours give the same answer for any choice of origin, orientation, cell vectors
 Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers, K Gaussians, P element properties.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn import functional
 
+from models.composition_descriptors import (
+    composition_descriptors,
+    descriptor_count,
+    element_properties,
+    standardised,
+)
 from models.crystals import ELEMENTS, MASKED, PADDING, CrystalBatch
 from models.training import Recipe
 
 NO_TARGET = -100  # an atom whose element is not asked for; what cross_entropy ignores
 FARTHEST = 30.0  # largest exponent of a Gaussian: e^-30 is nothing, and smaller numbers are slow on a CPU
+SAME = 1e-6  # spread of a descriptor that does not vary
+FAR = 5.0  # descriptors beyond so many deviations count as this far
 TINY_WEIGHT = 1e-12  # of a neighbour at the cutoff; keeps its logarithm finite
 
 
@@ -58,7 +64,7 @@ class S2SNetConfig(BaseModel):
     radius: float = Field(2.0, gt=0, description="Cutoff of radius and periodic attention, angstrom (P 2)")
     set2set_steps: int = Field(10, ge=1, description="Processing steps of Set2Set (C 10)")
     lattice: Literal["lengths", "matrix", "volume", "none"] = Field("lengths", description="P lengths, C matrix")
-    composition: bool = Field(False, description="Join statistics of element properties at the head (ours)")
+    composition: bool = Field(False, description="Join composition descriptors at the head (ours)")
     head_layers: Literal[2, 4] = Field(2, description="Fully connected layers at the end (P 2, C 4)")
 
 
@@ -80,7 +86,7 @@ class S2SNet(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(MASKED + 1, config.width, padding_idx=PADDING)
-        self.register_buffer("properties", torch.from_numpy(element_properties().copy()))
+        self.register_buffer("properties", torch.from_numpy(standardised(element_properties())))
         self.property_map = _optional(config.properties, lambda: nn.Linear(self.properties.shape[1], config.width))
         self.radial = Gaussians(config)
         self.position_map = nn.Linear(config.gaussians, config.width)
@@ -92,7 +98,7 @@ class S2SNet(nn.Module):
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.masked_head = nn.Linear(config.width, ELEMENTS)
-        self.head = CrystalHead(config, self.properties.shape[1])
+        self.head = CrystalHead(config)
 
     def forward(self, batch: CrystalBatch, *, masked: bool = False) -> torch.Tensor:
         """Logits: (B,) of being a superconductor, or (B, N, 95) of the element of each atom if ``masked``."""
@@ -110,7 +116,12 @@ class S2SNet(nn.Module):
 
     def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B,) logits from the (B, N, D) embeddings of the atoms."""
-        return self.head(atoms, batch, self.properties)
+        return self.head(atoms, batch)
+
+    def fit_descriptors(self, batches: Iterable[CrystalBatch]) -> None:
+        """Take mean and deviation of the composition descriptors from training crystals, in place."""
+        if self.head.composition is not None:
+            self.head.composition.fit(batches)
 
     def freeze_trunk(self) -> None:
         """Keep embedding, attention layers and Set2Set as they are (P); only the head learns."""
@@ -230,15 +241,13 @@ class Set2Set(nn.Module):
 class CrystalHead(nn.Module):
     """From atoms to one logit a crystal: Set2Set, lattice, composition, fully connected layers."""
 
-    def __init__(self, config: S2SNetConfig, properties: int) -> None:
+    def __init__(self, config: S2SNetConfig) -> None:
         super().__init__()
         self.config = config
         inputs = {"lengths": 3, "matrix": 9, "volume": 1}.get(config.lattice, 0)
         self.aggregate = Set2Set(config.width, config.set2set_steps)
         self.lattice_map = _optional(inputs > 0, lambda: nn.Linear(inputs, 2 * config.width))
-        self.composition_map = _optional(
-            config.composition, lambda: nn.Sequential(nn.Linear(4 * properties, 2 * config.width), nn.GELU())
-        )
+        self.composition = CompositionBranch(2 * config.width) if config.composition else None
         width = config.width * (4 if config.composition else 2)
         hidden = [config.width] * (config.head_layers - 1)
         layers: list[nn.Module] = []
@@ -246,46 +255,41 @@ class CrystalHead(nn.Module):
             layers += [nn.Dropout(config.dropout), nn.Linear(into, out), nn.GELU()]
         self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
-    def forward(self, atoms: torch.Tensor, batch: CrystalBatch, properties: torch.Tensor) -> torch.Tensor:
+    def forward(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings to (B,) logits."""
         crystal = self.aggregate(atoms, batch.mask)
         if self.lattice_map is not None:
             crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
-        if self.composition_map is not None:
-            statistics = composition_statistics(properties[batch.numbers], batch.mask)
-            crystal = torch.cat([crystal, self.composition_map(statistics)], dim=1)
+        if self.composition is not None:
+            crystal = torch.cat([crystal, self.composition(batch.numbers)], dim=1)
         return self.fully_connected(crystal).squeeze(-1)
 
 
-def composition_statistics(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, N, P) numbers of the atoms to (B, 4 P): mean, mean absolute deviation, smallest and largest."""
-    inside = mask.unsqueeze(-1)
-    count = inside.sum(dim=1)
-    mean = (values * inside).sum(dim=1) / count
-    deviation = ((values - mean.unsqueeze(1)).abs() * inside).sum(dim=1) / count
-    lowest = values.masked_fill(~inside, torch.inf).amin(dim=1)
-    highest = values.masked_fill(~inside, -torch.inf).amax(dim=1)
-    return torch.cat([mean, deviation, lowest, highest], dim=1)
+class CompositionBranch(nn.Module):
+    """Composition descriptors in units of their spread over the training crystals, and a layer on them."""
 
+    table: torch.Tensor  # (97, P)
+    mean: torch.Tensor  # (descriptors,)
+    deviation: torch.Tensor  # (descriptors,)
 
-@functools.cache
-def element_properties() -> np.ndarray:
-    """(97, P) float32 Magpie properties by atomic number, each of mean 0 and deviation 1 over the elements.
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        count = descriptor_count()
+        self.register_buffer("table", torch.from_numpy(element_properties().copy()))
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("deviation", torch.ones(count))
+        self.linear = nn.Linear(count, width)
 
-    Rows of padding and of the mask are 0; so is what Magpie does not know. Source: Ward et al., npj Comput. Mater. 2,
-    16028 (2016), by matminer.
-    """
-    from matminer.featurizers.composition import ElementProperty
-    from pymatgen.core import Element
+    def fit(self, batches: Iterable[CrystalBatch]) -> None:
+        """Set mean and deviation; a descriptor that is the same in all crystals keeps its size."""
+        found = torch.cat([composition_descriptors(batch.numbers, self.table) for batch in batches])
+        deviation, self.mean = torch.std_mean(found, dim=0, correction=0)
+        self.deviation = torch.where(deviation > SAME, deviation, torch.ones_like(deviation))
 
-    preset = ElementProperty.from_preset("magpie")
-    elements = [Element.from_Z(number) for number in range(1, ELEMENTS + 1)]
-    known = [[preset.data_source.get_elemental_property(e, name) for name in preset.features] for e in elements]
-    values = np.array(known, dtype=np.float64)
-    values = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0)
-    table = np.zeros((MASKED + 1, values.shape[1]), dtype=np.float32)
-    table[1 : ELEMENTS + 1] = np.nan_to_num(values)
-    return table
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(B, N) atomic numbers to (B, width)."""
+        descriptors = (composition_descriptors(numbers, self.table) - self.mean) / self.deviation
+        return functional.gelu(self.linear(descriptors.clamp(-FAR, FAR)))
 
 
 def mask_atoms(

@@ -77,6 +77,7 @@ def train_network(
         Called with 1 after each epoch.
     """
     network = build(lambda: S2SNet(named.network), seed)
+    network.fit_descriptors(collate([crystal]) for crystal in crystals)
     if len(pretraining):
         recipe = named.pretraining.model_copy(update={"seed": seed})
         state = checkpoint and checkpoint.with_name(f"{checkpoint.name}.pretraining")

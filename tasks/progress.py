@@ -8,6 +8,8 @@ Science functions know only ``Advance``, a function called with the number of it
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import cast
+from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
@@ -28,7 +30,7 @@ def silent(_count: int) -> None:
 def stage_progress(stage: str, total: int) -> Iterator[Advance]:
     """Give an Advance for ``total`` items of a stage; the artifact moves in steps of at least two percent."""
     in_run = TaskRunContext.get() or FlowRunContext.get()
-    artifact = create_progress_artifact(0.0, description=stage) if in_run else None
+    artifact = cast(UUID, create_progress_artifact(0.0, description=stage)) if in_run else None
     lock = threading.Lock()
     done, shown = 0, 0.0
 

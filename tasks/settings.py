@@ -64,7 +64,7 @@ class OrderingSettings(StepSettings):
     max_sites: int = Field(40, description="Largest ordered cell, sites")
     tolerance: float = Field(0.05, description="Largest R between asked-for and reached composition")
     max_arrangements: int = Field(2000, description="Arrangements that are all ranked by Ewald energy; beyond, swaps")
-    seconds: float = Field(60, description="Time limit for one crystal, seconds")
+    seconds: float = Field(60, description="Limit for one crystal, seconds of CPU time")
 
 
 class GpawSettings(StepSettings):

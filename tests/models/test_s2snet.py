@@ -11,8 +11,6 @@ from models.s2snet import (
     S2SNet,
     S2SNetConfig,
     Set2Set,
-    composition_statistics,
-    element_properties,
     mask_atoms,
 )
 from models.s2snet_training import HiddenElements, LabelledCrystals, predict_logits, train_network
@@ -183,19 +181,6 @@ def test_masking_hides_fifteen_percent_of_a_large_crystal():
     large = EXAMPLES["NaCl"]().make_supercell([2, 2, 2], in_place=False)
     _, targets = mask_atoms(collate([graph(crystal_arrays(large), 4.0)]), torch.Generator().manual_seed(0))
     assert (targets != NO_TARGET).sum() == 10  # of 64
-
-
-def test_element_properties_are_standardised_and_say_nothing_of_padding_and_mask():
-    table = element_properties()
-    assert table.shape == (ELEMENTS + 2, 22)
-    assert np.isfinite(table).all()
-    assert np.abs(table[[PADDING, MASKED]]).sum() == 0
-    np.testing.assert_allclose(table[1:-1].mean(axis=0), 0, atol=0.05)
-
-
-def test_composition_statistics_ignore_padding():
-    values, mask = torch.tensor([[[1.0], [3.0], [50.0]]]), torch.tensor([[True, True, False]])
-    assert composition_statistics(values, mask).tolist() == [[2.0, 1.0, 1.0, 3.0]]
 
 
 def test_training_learns_and_is_the_same_for_a_seed():
