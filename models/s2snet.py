@@ -8,7 +8,8 @@ differ where the paper's choice depends on the description of the crystal instea
   from the centre of an arbitrary cell;
 - attention: over all periodic images within a cutoff, one softmax over images (their logarithmic sum is the bias of a
   pair of atoms, as in Crystalformer, Taniai et al., ICLR 2024), instead of a bare mask;
-- elements: Magpie properties joined to the learned embedding, and Magpie's composition descriptors at the head;
+- elements: a map of their Magpie properties instead of a learned embedding, which few crystals cannot teach, and
+  Magpie's composition descriptors at the head;
 - lattice: volume per atom instead of the lengths of the chosen cell vectors.
 
 So ours give the same answer for any choice of origin, orientation, cell vectors, supercell and order of the atoms.
@@ -52,7 +53,9 @@ class S2SNetConfig(BaseModel):
     feed_forward: int = Field(2048, ge=1, description="Inner width of the feed-forward networks (C 2048)")
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout (C 0.3)")
     scale_embedding: bool = Field(False, description="Multiply embeddings by sqrt(D) (C)")
-    properties: bool = Field(False, description="Add a linear map of the element's Magpie properties (ours)")
+    elements: Literal["learned", "properties", "both"] = Field(
+        "learned", description="An atom's start: learned by element (P, C), a map of Magpie properties (ours), or both"
+    )
     positions: Literal["centre", "environment"] = Field("centre", description="centre (P, C) or environment (ours)")
     gaussians: int = Field(512, ge=2, description="Gaussians that expand a distance (P 512)")
     reach: float = Field(5.12, gt=0, description="Centre of the last Gaussian, angstrom (P 5.12)")
@@ -85,9 +88,13 @@ class S2SNet(nn.Module):
     def __init__(self, config: S2SNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(MASKED + 1, config.width, padding_idx=PADDING)
+        self.embedding = _optional(
+            config.elements != "properties", lambda: nn.Embedding(MASKED + 1, config.width, padding_idx=PADDING)
+        )
         self.register_buffer("properties", torch.from_numpy(standardised(element_properties())))
-        self.property_map = _optional(config.properties, lambda: nn.Linear(self.properties.shape[1], config.width))
+        self.property_map = _optional(
+            config.elements != "learned", lambda: nn.Linear(self.properties.shape[1], config.width)
+        )
         self.radial = Gaussians(config)
         self.position_map = nn.Linear(config.gaussians, config.width)
         self.position_norm = _optional(config.position_sum == "normalised", lambda: nn.LayerNorm(config.width))
@@ -135,9 +142,10 @@ class S2SNet(nn.Module):
         return self.radial(batch.distances if needed else batch.distances[:0])
 
     def _embed(self, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
-        atoms = self.embedding(batch.numbers)
-        if self.config.scale_embedding:
-            atoms = atoms * math.sqrt(self.config.width)
+        atoms: torch.Tensor | float = 0.0
+        if self.embedding is not None:
+            scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
+            atoms = self.embedding(batch.numbers) * scale
         if self.property_map is not None:
             atoms = atoms + self.property_map(self.properties[batch.numbers])
         positions = self.position_map(self._positions(batch, expanded))
@@ -340,7 +348,7 @@ _STARTER = S2SNetConfig(
     heads=4,
     feed_forward=96,
     dropout=0.2,
-    properties=True,
+    elements="properties",
     positions="environment",
     gaussians=24,
     reach=5.0,
