@@ -6,19 +6,25 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 BIN = .venv/bin
 
-.PHONY: run test lint format types setup clean
+.PHONY: run test test-slow lint format types setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
 
 test: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# the whole pipeline, killed and resumed: about ten minutes more
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow
 
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell
 	@$(BIN)/lint-imports
+
+types: setup
 	@$(BIN)/mypy
 
 format: setup

@@ -51,9 +51,9 @@ def refresh(
     """
     stages = {
         "clean": lambda: clean_supercon(workspace, supercon, cleaning),
-        "crystals": lambda: collect_crystals(workspace, crystals, crystal),
+        "crystals": lambda: collect_crystals(workspace, crystals, crystal, processes),
         "match": lambda: match_crystals(workspace, matching),
-        "order": lambda: order_crystals(workspace, ordering),
+        "order": lambda: order_crystals(workspace, ordering, processes),
         "bands": lambda: compute_bands(workspace, bands, gpaw, processes),
         "grid": lambda: make_grids(workspace, grid, processes),
     }

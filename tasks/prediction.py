@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pymatgen.core import Structure
 
 from models.applicability import TrainingDistance
-from models.exceptions import MeissnerError
+from models.exceptions import CheckpointError, MeissnerError
 from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
@@ -148,7 +148,7 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float) -> Pred
         structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
         answer = describe(structure, predictor, max_distance) | _ask_s2snet(structure, predictor)
         answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
-    except MissingStageError:
+    except (CheckpointError, MissingStageError):
         raise
     except (MeissnerError, OSError) as error:
         return Prediction(file=str(path), error=str(error))

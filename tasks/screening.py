@@ -123,6 +123,7 @@ def screen_materials(
     Rows of CANDIDATES without a rank, in the order of the grid index, and the materials that were refused.
     """
     predictor = Predictor(workspace, settings.coverage)
+    s2snet = predictor.s2snet  # weights that cannot be loaded stop the run; they are no fault of a material
     index, grids = read_grids(workspace, list(material_ids))
     crystals = _read_crystals(workspace, material_ids)
     held_out = {network: read_held_out(workspace, network) for network in ("bnas", "s2snet")}
@@ -135,7 +136,7 @@ def screen_materials(
             try:
                 crystal = crystals[entry["material_id"]]
                 row = _identify(entry, crystal, predictor) | temperature
-                row |= _ask_s2snet(predictor.s2snet, crystal["structure"], entry, held_out["s2snet"])
+                row |= _ask_s2snet(s2snet, crystal["structure"], entry, held_out["s2snet"])
                 rows.append(_judge(row, settings))
             except MeissnerError as error:
                 rejected.append(Rejection(entry["material_id"], str(error)))
