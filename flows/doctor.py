@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
-from tasks.engines.gpaw import gpaw_available
 
 from flows.display import STAGES
 from flows.server import configured_api_url
+from tasks.engines.gpaw import gpaw_available
 from tasks.exceptions import WorkspaceError
 from tasks.settings import Settings
 from tasks.stages import read_report

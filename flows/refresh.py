@@ -3,13 +3,13 @@
 from typing import Literal, get_args
 
 from prefect import flow
+
+from flows.bands import bands as compute_bands
+from flows.grids import grids as make_grids
 from tasks.cleaning import clean_supercon
 from tasks.crystals import collect_crystals
 from tasks.matching import match_crystals
 from tasks.ordering import order_crystals
-
-from flows.bands import bands as compute_bands
-from flows.grids import grids as make_grids
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
