@@ -362,28 +362,22 @@ _STARTER = S2SNetConfig(
 )
 _TINY = _STARTER.model_copy(update={"width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "gaussians": 8})
 
+_OUR_RECIPE = Recipe(batch_size=16, learning_rate=1e-3, weight_decay=0.1, schedule="cosine", warmup=0.05, clip=1.0)
+_PAPER_RECIPE = Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0)
+
 CONFIGS = {
-    "paper": NamedConfig(
-        _PAPER,
-        Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0),
-        Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0),
-        freeze=True,
-    ),
+    "paper": NamedConfig(_PAPER, pretraining=_PAPER_RECIPE, finetuning=_PAPER_RECIPE, freeze=True),
     "s2snet": NamedConfig(
         _STARTER.model_copy(update={"width": 64, "layers": 3, "feed_forward": 128}),
-        Recipe(epochs=20, batch_size=32, learning_rate=1e-3, schedule="cosine", warmup=0.05, clip=1.0),
-        Recipe(
-            epochs=30, batch_size=32, learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05, clip=1.0
-        ),
+        pretraining=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
+        finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
         freeze=False,
     ),
     "starter": NamedConfig(
         _STARTER,
-        Recipe(epochs=10, batch_size=16, learning_rate=1e-3, schedule="cosine", warmup=0.05, clip=1.0),
-        Recipe(
-            epochs=20, batch_size=16, learning_rate=1e-3, weight_decay=1e-2, schedule="cosine", warmup=0.05, clip=1.0
-        ),
+        pretraining=_OUR_RECIPE.model_copy(update={"epochs": 10}),
+        finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20}),
         freeze=False,
     ),
-    "tiny": NamedConfig(_TINY, Recipe(epochs=2), Recipe(epochs=2), freeze=False),
+    "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False),
 }
