@@ -1,5 +1,6 @@
 """Band structures: bundled ones are adopted, missing ones calculated, every job of every material a task run."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from jobflow import JobStore
@@ -30,11 +31,12 @@ def bands(
     3. calculate: their jobs on Prefect, each finished material stored at once
     4. finish: the index of all bands, and why the others have none
     """
+    started = datetime.now(UTC)
     adopt_bundled(workspace, settings)
     plan = plan_bands(workspace, settings, gpaw)
     if plan.materials:
         calculate(workspace, plan.materials, gpaw, settings.at_once or processes)
-    return finish_bands(workspace, settings, plan)
+    return finish_bands(workspace, settings, plan, started)
 
 
 def calculate(workspace: str, materials: tuple[str, ...], gpaw: GpawSettings, at_once: int) -> None:

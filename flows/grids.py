@@ -1,6 +1,7 @@
 """Coarse bands become samples of BNAS, a chunk of materials a task, on several processes."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import cast
 
 from prefect import flow, unmapped
@@ -25,10 +26,11 @@ def grids(
     2. map the chunks over processes, none being started where nothing is missing
     3. finish: the index of all grids, and what was refused
     """
+    started = datetime.now(UTC)
     chunks = plan_grids(workspace, settings, verify)
     if chunks:
         map_chunks(workspace, chunks, settings, processes)
-    return finish_grids(workspace, settings)
+    return finish_grids(workspace, settings, started)
 
 
 def map_chunks(workspace: str, chunks: Sequence[GridChunk], settings: GridSettings, processes: int) -> None:

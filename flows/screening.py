@@ -1,5 +1,7 @@
 """Screening: both networks on every material with bands, ranked."""
 
+from datetime import UTC, datetime
+
 from prefect import flow, unmapped
 
 from tasks.screening import finish_screening, plan_chunks, screen_chunk
@@ -15,6 +17,7 @@ def screen(workspace: str, settings: ScreeningSettings = ScreeningSettings(), ch
     2. screen: each chunk by both networks
     3. finish: one ranked table
     """
+    started = datetime.now(UTC)
     plan = plan_chunks(workspace, settings, chunk)
     screen_chunk.map(unmapped(workspace), plan.chunks, unmapped(settings)).result()
-    return finish_screening(workspace, plan, settings)
+    return finish_screening(workspace, plan, settings, started)

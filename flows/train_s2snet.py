@@ -1,5 +1,7 @@
 """Train S2SNet: crystal structure to superconductor or not."""
 
+from datetime import UTC, datetime
+
 from prefect import flow, unmapped
 
 from tasks.settings import TrainingSettings
@@ -17,6 +19,7 @@ def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings()
     4. ensemble: networks trained on everything, for prediction
     5. finish: scores with intervals, calibrated probabilities, the stored model
     """
+    started = datetime.now(UTC)
     plan = plan_training(workspace, settings)
     given = (unmapped(workspace), unmapped(settings), unmapped(plan))
     folds = train_fold.map(*given, list(plan.folds), unmapped(processes))
@@ -24,4 +27,4 @@ def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings()
     members = train_member.map(*given, list(plan.members), unmapped(processes))
     for futures in (folds, baselines, members):
         futures.result()
-    return finish_training(workspace, settings, plan)
+    return finish_training(workspace, settings, plan, started)

@@ -1,5 +1,7 @@
 """Search for BNAS hyperparameters."""
 
+from datetime import UTC, datetime
+
 from prefect import flow, unmapped
 
 from tasks.settings import TrainingSettings, TuningSettings
@@ -20,7 +22,8 @@ def tune(
     2. trials: each asks the study for parameters, trains and validates
     3. finish: the table of trials
     """
+    started = datetime.now(UTC)
     numbers = plan_study(workspace, settings, training)
     given = (unmapped(workspace), unmapped(settings), unmapped(training))
     try_parameters.map(*given, numbers, unmapped(processes)).result()
-    return finish_tuning(workspace, settings, training)
+    return finish_tuning(workspace, settings, training, started)

@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -323,7 +324,7 @@ def summarise(workspace: Workspace, plan: Plan) -> StageOutcome:
     )
 
 
-def finish(workspace: Workspace, settings: BandSettings, plan: Plan) -> StageReport:
+def finish(workspace: Workspace, settings: BandSettings, plan: Plan, started: datetime | None = None) -> StageReport:
     """Run stage "bands": write the index and the refusals if anything changed."""
     outcome = summarise(workspace, plan)
     inputs = [
@@ -331,7 +332,9 @@ def finish(workspace: Workspace, settings: BandSettings, plan: Plan) -> StageRep
         hash_text(*(f"{row['material_id']} {row['bands_hash']}" for row in outcome.tables[INDEX_TABLE].to_pylist())),
         hash_text(*(f"{refusal.item} {refusal.reason}" for refusal in outcome.rejected)),
     ]
-    return run_stage(workspace, STAGE, lambda: outcome, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return run_stage(
+        workspace, STAGE, lambda: outcome, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
+    )
 
 
 def _renamed(table: pa.Table, material_ids: list[str]) -> pa.Table:
@@ -366,7 +369,7 @@ def plan_bands(workspace: str, settings: BandSettings, gpaw: GpawSettings) -> Pl
 
 
 @task(name="finish bands", task_run_name="finish bands")
-def finish_bands(workspace: str, settings: BandSettings, plan: Plan) -> StageReport:
+def finish_bands(workspace: str, settings: BandSettings, plan: Plan, started: datetime | None = None) -> StageReport:
     """Write the stage's index and refusals; see ``finish``."""
     place = Workspace(workspace)
-    return leave_summary(place, finish(place, settings, plan))
+    return leave_summary(place, finish(place, settings, plan, started))

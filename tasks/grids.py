@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -209,7 +210,7 @@ def grid_chunk(workspace: str, chunk: GridChunk, settings: GridSettings) -> int:
 
 
 @task(name="finish grids", task_run_name="finish grids")
-def finish_grids(workspace: str, settings: GridSettings) -> StageReport:
+def finish_grids(workspace: str, settings: GridSettings, started: datetime | None = None) -> StageReport:
     """Stage "grid": the index of all grids."""
     place = Workspace(workspace)
     report = run_stage(
@@ -219,5 +220,6 @@ def finish_grids(workspace: str, settings: GridSettings) -> StageReport:
         code_version=GRID_VERSION,
         inputs=index_inputs(place),
         settings=settings,
+        started=started,
     )
     return leave_summary(place, report)

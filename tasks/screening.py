@@ -9,6 +9,7 @@ the same to the last byte however often the work was interrupted.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,9 @@ def screen_to_part(workspace: Workspace, chunk: Chunk, settings: ScreeningSettin
     workspace.write_table(chunk.table, table)
 
 
-def join_parts(workspace: Workspace, plan: Plan, settings: ScreeningSettings) -> StageReport:
+def join_parts(
+    workspace: Workspace, plan: Plan, settings: ScreeningSettings, started: datetime | None = None
+) -> StageReport:
     """Stage "screen": all parts as one ranked table."""
 
     def compute() -> StageOutcome:
@@ -176,7 +179,9 @@ def join_parts(workspace: Workspace, plan: Plan, settings: ScreeningSettings) ->
     parts = [chunk.part for chunk in plan.chunks]
     excluded = [f"{rejection.item} {rejection.reason}" for rejection in plan.excluded]
     inputs = [*parts, *excluded, str(plan.not_asked)]
-    return run_stage(workspace, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return run_stage(
+        workspace, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
+    )
 
 
 def rank_candidates(table: pa.Table) -> pa.Table:
@@ -314,7 +319,9 @@ def screen_chunk(workspace: str, chunk: Chunk, settings: ScreeningSettings) -> s
 
 
 @task(name="finish-screening")
-def finish_screening(workspace: str, plan: Plan, settings: ScreeningSettings) -> StageReport:
+def finish_screening(
+    workspace: str, plan: Plan, settings: ScreeningSettings, started: datetime | None = None
+) -> StageReport:
     """Put the parts together, rank them, and write ``candidates/candidates.parquet``."""
     store = Workspace(workspace)
-    return leave_summary(store, join_parts(store, plan, settings))
+    return leave_summary(store, join_parts(store, plan, settings, started))

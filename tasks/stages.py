@@ -10,7 +10,6 @@ servers and machines, and can be checked by anyone with the files.
 import hashlib
 import json
 import platform
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,6 +100,7 @@ def run_stage(
     code_version: int,
     inputs: Sequence[str],
     settings: BaseModel | None = None,
+    started: datetime | None = None,
 ) -> StageReport:
     """Run ``compute`` unless its result is already in the workspace, and write what it gives atomically.
 
@@ -112,6 +112,8 @@ def run_stage(
         Raised by hand when the stage's code would give another result for the same input.
     inputs
         Content hashes of everything that the result depends on.
+    started
+        When the first of the stage's tasks began, where ``compute`` is only the last of them.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def run_stage(
         publish(StageEvent(stage, report=reused))
         return reused
     publish(StageEvent(stage))
-    started = time.perf_counter()
+    started = started or datetime.now(UTC)
     outcome = compute()
     if outcome.rows_in != outcome.accounted + len(outcome.rejected):
         raise WorkspaceError(
@@ -135,6 +137,7 @@ def run_stage(
     tables = {**outcome.tables, f"stages/{stage}/rejected.parquet": rejected_table(stage, outcome.rejected)}
     for name, table in tables.items():
         workspace.write_table(name, table)
+    finished_at = datetime.now(UTC)
     report = StageReport(
         stage=stage,
         key=key,
@@ -142,8 +145,8 @@ def run_stage(
         rows_in=outcome.rows_in,
         rows_refused=len(outcome.rejected),
         counts=dict(outcome.counts),
-        seconds=round(time.perf_counter() - started, 3),
-        finished=datetime.now(UTC),
+        seconds=round((finished_at - started).total_seconds(), 3),
+        finished=finished_at,
         versions={"meissner": version("meissner"), "python": platform.python_version()},
         settings=settings.model_dump(mode="json") if settings else {},
     )

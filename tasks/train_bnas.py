@@ -5,6 +5,7 @@ writes one file in the version's folder and is skipped where that file is there,
 were under way, and of these no more than since their last checkpoint.
 """
 
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -233,7 +234,9 @@ def train_member(workspace: str, settings: TrainingSettings, plan: TrainingPlan,
 
 
 @task(name="finish-bnas")
-def finish_training(workspace: str, settings: TrainingSettings, plan: TrainingPlan) -> StageReport:
+def finish_training(
+    workspace: str, settings: TrainingSettings, plan: TrainingPlan, started: datetime | None = None
+) -> StageReport:
     """Score, calibrate and store the ensemble; the pointer to the latest version is written last."""
     close_workers()
     store = Workspace(workspace)
@@ -244,5 +247,6 @@ def finish_training(workspace: str, settings: TrainingSettings, plan: TrainingPl
         code_version=CODE_VERSION,
         inputs=[plan.data, plan.version],
         settings=settings,
+        started=started,
     )
     return leave_summary(store, report)

@@ -10,6 +10,7 @@ stored come from the calibration of the other folds.
 """
 
 from dataclasses import asdict
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -266,7 +267,9 @@ def train_member(workspace: str, settings: TrainingSettings, plan: TrainingPlan,
 
 
 @task(name="finish-s2snet")
-def finish_training(workspace: str, settings: TrainingSettings, plan: TrainingPlan) -> StageReport:
+def finish_training(
+    workspace: str, settings: TrainingSettings, plan: TrainingPlan, started: datetime | None = None
+) -> StageReport:
     """Score, calibrate and store the ensemble; the pointer to the latest version is written last."""
     close_workers()
     store = Workspace(workspace)
@@ -277,5 +280,6 @@ def finish_training(workspace: str, settings: TrainingSettings, plan: TrainingPl
         code_version=CODE_VERSION,
         inputs=[plan.data, plan.version],
         settings=settings,
+        started=started,
     )
     return leave_summary(store, report)

@@ -7,6 +7,7 @@ killed search goes on where it was; a trial that was under way starts again with
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -311,7 +312,9 @@ def try_parameters(
 
 
 @task(name="finish-tuning")
-def finish_tuning(workspace: str, settings: TuningSettings, training: TrainingSettings) -> StageReport:
+def finish_tuning(
+    workspace: str, settings: TuningSettings, training: TrainingSettings, started: datetime | None = None
+) -> StageReport:
     """Write the table of trials."""
     close_workers()
     store = Workspace(workspace)
@@ -326,5 +329,6 @@ def finish_tuning(workspace: str, settings: TuningSettings, training: TrainingSe
         code_version=CODE_VERSION,
         inputs=content,
         settings=settings,
+        started=started,
     )
     return leave_summary(store, report)
