@@ -6,7 +6,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 BIN = .venv/bin
 
-.PHONY: run test test-slow lint format types setup clean
+.PHONY: run test test-slow lint format setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
@@ -23,8 +23,6 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell
 	@$(BIN)/lint-imports
-
-types: setup
 	@$(BIN)/mypy
 
 format: setup

@@ -290,7 +290,7 @@ def _location(place: "Workspace", name: str) -> str:
 def _print_next_steps(console: "Console", place: "Workspace") -> None:
     option = "" if place.url == "workspace" else f" --workspace {place.url}"
     console.print(f"\nThe report: [bold]{_location(place, 'report/index.html')}[/]")
-    console.print(
-        f"Next: meissner predict YOUR.cif{option} · meissner ui{option} · your own data: meissner refresh --help, "
-        "and README.md, “What to do next”"
-    )
+    console.print("Next:")
+    console.print(f"  meissner predict YOUR.cif{option}   both networks on a crystal of yours")
+    console.print(f"  meissner ui{option}   what ran, in Prefect's UI")
+    console.print("  README.md, “Real data”   your own reports and crystals")

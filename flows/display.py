@@ -15,6 +15,7 @@ from tasks.workspace import Workspace
 
 STAGES = ("clean", "crystals", "match", "order", "bands", "grid", "train-bnas", "train-s2snet", "screen", "report")
 HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}
+TITLES = {"bnas": "BNAS: R² of ln(Tc + 1)", "s2snet": "S2SNet: ROC AUC"}
 
 
 @contextlib.contextmanager
@@ -83,31 +84,32 @@ class _LiveStages(contextlib.AbstractContextManager["_LiveStages"]):
 def print_candidates(console: Console, workspace: Workspace, count: int = 10) -> None:
     """Print the best candidates."""
     columns = ["rank", "formula", "space_group", "tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "probability"]
-    columns += ["distance", "nearest_formula"]
+    columns += ["nearest_formula"]
     rows = workspace.read_table("candidates/candidates.parquet", columns).to_pylist()
     ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
     table = Table(title=f"The {min(count, len(ranked))} best of {len(ranked)} ranked candidates", title_justify="left")
-    for heading in ("", "formula", "space group"):
-        table.add_column(heading)
-    for heading in ("Tc / K (BNAS)", "interval", "P(superconductor) (S2SNet)", "distance"):
-        table.add_column(heading, justify="right")
+    table.add_column("", justify="right")
+    for heading in ("formula", "space group"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("BNAS: Tc / K", "interval", "S2SNet: P"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("nearest measured")
     for row in ranked[:count]:
         interval = f"{row['tc_low_kelvin']:.1f} to {row['tc_high_kelvin']:.1f}"
-        numbers = (f"{row['tc_kelvin']:.2f}", interval, f"{row['probability']:.2f}", f"{row['distance']:.2f}")
+        numbers = (f"{row['tc_kelvin']:.1f}", interval, f"{row['probability']:.2f}")
         table.add_row(str(row["rank"]), row["formula"], row["space_group"], *numbers, row["nearest_formula"])
     console.print(table)
 
 
 def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = ("bnas", "s2snet")) -> None:
     """Print the networks' scores beside the best baseline's, split by split."""
-    table = Table(title="Scores on held-out folds, 95 % intervals over materials", title_justify="left")
-    for heading in ("network", "split", "score", "network's", "best baseline's", "which"):
-        table.add_column(heading)
     for name in names:
+        table = Table(title=f"{TITLES[name]} on held-out folds, with 95 % interval", title_justify="left")
+        for heading in ("folds", "network", "best baseline", "which baseline"):
+            table.add_column(heading)
         for row in best_baselines(workspace, name, HEADLINE[name]):
-            table.add_row(name, row["split"], HEADLINE[name], row["own"], row["best"], row["baseline"])
-    console.print(table)
+            table.add_row(row["split"], row["own"], row["best"], row["baseline"])
+        console.print(table)
 
 
 def best_baselines(workspace: Workspace, name: str, score: str) -> list[dict[str, str]]:
