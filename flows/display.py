@@ -1,7 +1,9 @@
 """What the terminal shows: the stages while they run, and the result when they have."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -138,6 +140,9 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
     import pandas as pd
 
     rows = [prediction.model_dump(mode="json") for prediction in predictions]
+    for row in rows:
+        if row["error"]:
+            sys.stderr.write(f"meissner: {row['error']}\n")
     if form == "json":
         console.out(json.dumps(rows, indent=1), highlight=False)
         return
@@ -148,8 +153,8 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
     headings = (
         "file",
         "formula",
-        "Tc / K (BNAS)",
-        "P(superconductor) (S2SNet)",
+        "BNAS: Tc / K",
+        "S2SNet: P",
         "distance",
         "measured relative",
         "note",
@@ -157,8 +162,10 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
     for heading in headings:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*_prediction_cells(row))
-    console.print(table)
+        if not row["error"]:
+            table.add_row(*_prediction_cells(row))
+    if table.row_count:
+        console.print(table)
 
 
 def _prediction_cells(row: dict[str, Any]) -> list[str]:
@@ -168,6 +175,6 @@ def _prediction_cells(row: dict[str, Any]) -> list[str]:
     tc = number("tc_kelvin", ".2f")
     if tc:
         tc += f" ({number('tc_low_kelvin', '.1f')} to {number('tc_high_kelvin', '.1f')})"
-    cells = [row["file"], row["formula"] or "", tc, number("probability", ".2f"), number("distance", ".2f")]
+    cells = [Path(row["file"]).name, row["formula"] or "", tc, number("probability", ".2f"), number("distance", ".2f")]
     relative = f"{row['known_formula']} ({row['known']})" if row["known_formula"] else ""
-    return [*cells, relative, row["error"] or row["note"] or ""]
+    return [*cells, relative, row["note"] or ""]

@@ -26,7 +26,7 @@ from prefect import task
 from tasks.exceptions import InputError
 from tasks.families import family_of
 from tasks.formulas import FormulaError, read_formula, reduce_amounts, write_formula
-from tasks.progress import Advance, silent, stage_progress
+from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import SUPERCONDUCTORS
 from tasks.settings import CleaningSettings
 from tasks.sources import decode_text, hash_source, read_bytes, read_cells
@@ -244,5 +244,6 @@ def clean_supercon(workspace: str, source: str, settings: CleaningSettings) -> S
         with stage_progress(STAGE, reports.num_rows) as advance:
             return clean_reports(reports, settings, advance)
 
-    inputs = [hash_source(source)]
-    return run_stage(Workspace(workspace), STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    place, inputs = Workspace(workspace), [hash_source(source)]
+    report = run_stage(place, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return leave_summary(place, report)

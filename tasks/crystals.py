@@ -20,7 +20,7 @@ from tasks.crystal_files import CrystalText, build_structure, read_crystals
 from tasks.exceptions import InputError
 from tasks.formulas import normalise_formula
 from tasks.processes import Failure, run_jobs
-from tasks.progress import Advance, silent, stage_progress
+from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import CRYSTALS
 from tasks.settings import CrystalSettings
 from tasks.sources import hash_source
@@ -212,6 +212,11 @@ def gather_crystals(
     StageOutcome
         Table ``crystals/crystals.parquet`` (``CRYSTALS``), in the order of the source; of equal crystals the first is
         kept. Every other crystal is refused with its reason.
+
+    Raises
+    ------
+    InputError
+        If no crystal is left.
     """
     workers = 1 if len(crystals) < FEW else processes
     prepared = run_jobs(_prepare, [(crystal, settings) for crystal in crystals], processes=workers, advance=advance)
@@ -229,6 +234,9 @@ def gather_crystals(
     duplicates = _find_duplicates(rows, workers)
     rejected += [Rejection(rows[k]["crystal_id"], f"same crystal as {first}") for k, first in duplicates.items()]
     kept = [row for position, row in enumerate(rows) if position not in duplicates]
+    if not kept:
+        first = f"; the first, {rejected[0].item}: {rejected[0].reason}" if rejected else ""
+        raise InputError(f"No crystal can be used, of {len(crystals)}{first}")
     return StageOutcome(
         rows_in=len(crystals),
         accounted=len(kept),
@@ -258,5 +266,6 @@ def collect_crystals(workspace: str, source: str, settings: CrystalSettings, pro
         with stage_progress(STAGE, len(crystals)) as advance:
             return gather_crystals(crystals, settings, advance, processes)
 
-    inputs = [hash_source(source)]
-    return run_stage(Workspace(workspace), STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    place, inputs = Workspace(workspace), [hash_source(source)]
+    report = run_stage(place, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return leave_summary(place, report)

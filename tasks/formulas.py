@@ -304,7 +304,8 @@ def reduce_amounts(amounts: Mapping[str, float]) -> dict[str, float]:
     units = _formula_units(values)[:0] if dilute else _formula_units(values)
     if not len(units):
         if abs(values.sum() - 1) > FRACTION_ERROR:
-            values = np.round(values / values.sum(), 4)
+            # rounded twice: a half in the fifth decimal falls the same way whatever the scale it came from
+            values = np.round(np.round(values / values.sum(), 9), 4)
             symbols, values = symbols[values > 0], values[values > 0]
         units = units if dilute else _formula_units(values)
     scaled = np.round(_simplest_unit(units) if len(units) else values, 4)

@@ -16,7 +16,7 @@ from tasks.crystals import OUTPUT as CRYSTAL_TABLE
 from tasks.crystals import natural_key, structure_from_json, structure_to_json
 from tasks.doping import DopingError, dope_structure
 from tasks.formulas import composition_difference, parse_formula, reduce_amounts
-from tasks.progress import Advance, silent, stage_progress
+from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import MATCHES
 from tasks.settings import MatchingSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
@@ -260,4 +260,5 @@ def match_crystals(workspace: str, settings: MatchingSettings) -> StageReport:
             return match_compositions(superconductors, crystals, settings, advance)
 
     inputs = [space.fingerprint(SUPERCONDUCTOR_TABLE), space.fingerprint(CRYSTAL_TABLE)]
-    return run_stage(space, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    report = run_stage(space, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return leave_summary(space, report)

@@ -27,7 +27,7 @@ from tasks.exceptions import InputError
 from tasks.formulas import normalise_formula
 from tasks.matching import OUTPUT as MATCH_TABLE
 from tasks.processes import Failure, run_jobs
-from tasks.progress import Advance, silent, stage_progress
+from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import ORDERED
 from tasks.settings import OrderingSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
@@ -394,4 +394,5 @@ def order_crystals(workspace: str, settings: OrderingSettings, processes: int = 
             return order_all(matches, crystals, settings, advance, processes)
 
     inputs = [space.fingerprint(MATCH_TABLE), space.fingerprint(CRYSTAL_TABLE)]
-    return run_stage(space, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    report = run_stage(space, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
+    return leave_summary(space, report)

@@ -15,8 +15,8 @@ import psutil
 
 from models.exceptions import MeissnerError
 from tasks.progress import Advance, silent
+from tasks.workers import ONE_THREAD, end_with_parent
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PATIENCE = 10.0  # a job may take so many times its CPU time of wall time: on a busy machine it is not its own fault
 STARTING_SECONDS = 300.0  # a worker that has not imported its function by then is given up
 
@@ -170,8 +170,8 @@ class _single_threaded:  # noqa: N801
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        self._before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(ONE_THREAD)
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._before.items():
@@ -185,7 +185,7 @@ class _single_threaded:  # noqa: N801
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Body of a worker: say that it is ready, then answer jobs until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     connection.send(None)
     while True:
         try:
@@ -193,11 +193,3 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
         except (EOFError, OSError):
             return
         connection.send(_attempt(function, job))
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, even in the middle of a job."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -29,8 +29,7 @@ def silent(_count: int) -> None:
 @contextlib.contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Advance]:
     """Give an Advance for ``total`` items of a stage; the artifact moves in steps of at least two percent."""
-    in_run = TaskRunContext.get() or FlowRunContext.get()
-    artifact = cast(UUID, create_progress_artifact(0.0, description=stage)) if in_run else None
+    artifact = cast(UUID, create_progress_artifact(0.0, description=stage)) if _in_run() else None
     lock = threading.Lock()
     done, shown = 0, 0.0
 
@@ -49,7 +48,9 @@ def stage_progress(stage: str, total: int) -> Iterator[Advance]:
 
 
 def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:
-    """Leave a stage's counts, times and refusals as an artifact of the run; gives the report back."""
+    """Leave a stage's counts, times and refusals as an artifact of the run, if there is one; gives the report back."""
+    if not _in_run():
+        return report
     refused = workspace.read_table(f"stages/{report.stage}/rejected.parquet").to_pylist()
     lines = [
         f"# {report.stage}",
@@ -63,6 +64,10 @@ def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:
         lines += [f"| {_cell(row['item'])} | {_cell(row['reason'])} |" for row in refused[:SHOWN_REFUSALS]]
     create_markdown_artifact("\n".join(lines), key=f"stage-{report.stage}", description=f"{report.stage}: summary")
     return report
+
+
+def _in_run() -> bool:
+    return bool(TaskRunContext.get() or FlowRunContext.get())
 
 
 def _cell(text: str) -> str:

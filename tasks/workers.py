@@ -12,7 +12,7 @@ from models.exceptions import MeissnerError
 
 Result = TypeVar("Result")
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class WorkerError(MeissnerError, RuntimeError):
@@ -58,13 +58,12 @@ def close_workers() -> None:
 
 
 def _start_worker() -> None:
-    for name in THREAD_VARIABLES:
-        os.environ[name] = "1"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(ONE_THREAD)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Leave when the parent is gone: a worker waiting for work would never notice."""
+def end_with_parent() -> None:
+    """Body of a thread of a worker: leave when the parent is gone, even in the middle of a job."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -30,13 +30,13 @@ from tasks.engines.gpaw_worker import INITIAL_MOMENTS
 from tasks.exceptions import EngineError, InputError
 from tasks.settings import ROOT, GpawSettings
 from tasks.stages import hash_text
+from tasks.workers import ONE_THREAD
 
 FUNCTIONAL = "PBE"
 LEAST_BANDS = 18  # what a sample of BNAS holds
 LEAST_DIVISIONS = 2  # k points along each axis
 # Nearest sensible distance of two atoms in units of the sum of their covalent radii: bonds are near 1, H2 has 1.2.
 LEAST_DISTANCE = 0.5
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 FAILURES = {
     "not converged": "did not converge",
     "memory": "ran out of memory",
@@ -176,7 +176,7 @@ def run_worker(task: dict[str, Any], folder: Path, seconds: float) -> dict[str, 
     try:
         finished = subprocess.run(
             [sys.executable, "-m", "tasks.engines.gpaw_worker", str(source), str(target)],
-            env={**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": _python_path()},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": _python_path()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
