@@ -1,22 +1,21 @@
 # make run    the whole pipeline on the bundled starter inputs
-# make test   lint and the test suite
+# make test   lint and the whole test suite (make test-quick leaves out what takes minutes)
 # Each first prepares this checkout (deployments/setup.sh): system packages, .venv, pinned versions.
 
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 BIN = .venv/bin
 
-.PHONY: run test test-slow lint format setup clean
+.PHONY: run test test-quick lint format setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
-# the whole pipeline, killed and resumed: about ten minutes more
-test-slow: setup
-	@$(BIN)/python -m pytest -m slow
+test-quick: lint
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

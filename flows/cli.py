@@ -276,10 +276,10 @@ def _run(settings: "Settings", stages: tuple[str, ...]) -> Iterator[tuple["Works
     place = Workspace(settings.workspace)
     place.check_writable()
     console = Console()
-    with prefect_server(place) as server, stop_on_interrupt(server):
+    with stop_on_interrupt(), prefect_server(place) as server:
         mark_crashed_runs(server)
         console.print(f"[dim]Workspace {place.url} · Prefect's UI {server.ui_url}[/]")
-        with live_stages(console, stages):
+        with live_stages(console, stages) as close_display, stop_on_interrupt(server, close_display):
             yield place, console
 
 

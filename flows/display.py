@@ -2,14 +2,25 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from tasks.events import StageEvent, subscribe
 from tasks.stages import StageReport
@@ -21,11 +32,11 @@ TITLES = {"bnas": "BNAS: R² of ln(Tc + 1)", "s2snet": "S2SNet: ROC AUC"}
 
 
 @contextlib.contextmanager
-def live_stages(console: Console, stages: Sequence[str] = STAGES) -> Iterator[None]:
-    """Show each stage with its progress; plain lines where the output is no terminal."""
+def live_stages(console: Console, stages: Sequence[str] = STAGES) -> Iterator[Callable[[], None]]:
+    """Show each stage with its progress; plain lines where the output is no terminal. Gives what ends the display."""
     display = _LiveStages(console, stages) if console.is_terminal else _PlainStages(console)
     with display, subscribe(display.show):
-        yield
+        yield display.close
 
 
 def _outcome(report: StageReport) -> str:
@@ -39,6 +50,9 @@ class _PlainStages(contextlib.AbstractContextManager["_PlainStages"]):
         self.console = console
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Nothing to close."""
 
     def show(self, event: StageEvent) -> None:
@@ -46,14 +60,25 @@ class _PlainStages(contextlib.AbstractContextManager["_PlainStages"]):
             self.console.print(f"{event.stage:13} {_outcome(event.report)}")
 
 
+class _OnceStarted(ProgressColumn):
+    """Another column, but empty where the stage has not started: a stage that waits should not look busy."""
+
+    def __init__(self, column: ProgressColumn, waiting: str = "") -> None:
+        super().__init__()
+        self.column, self.waiting = column, waiting
+
+    def render(self, task: Task) -> Any:
+        return self.column.render(task) if task.started else Text(self.waiting, style="dim")
+
+
 class _LiveStages(contextlib.AbstractContextManager["_LiveStages"]):
     def __init__(self, console: Console, stages: Sequence[str]) -> None:
         self.progress = Progress(
-            SpinnerColumn(finished_text="[green]✓[/]"),
+            _OnceStarted(SpinnerColumn(finished_text="[green]✓[/]"), waiting="·"),
             TextColumn("{task.description:13}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            _OnceStarted(BarColumn(bar_width=24)),
+            _OnceStarted(MofNCompleteColumn()),
+            _OnceStarted(TimeElapsedColumn()),
             TextColumn("[dim]{task.fields[outcome]}"),
             console=console,
         )
@@ -68,6 +93,10 @@ class _LiveStages(contextlib.AbstractContextManager["_LiveStages"]):
 
     def __exit__(self, *error: Any) -> None:
         self.live.__exit__(*error)
+
+    def close(self) -> None:
+        """End the display where it stands."""
+        self.live.stop()
 
     def show(self, event: StageEvent) -> None:
         if event.stage not in self.bars:

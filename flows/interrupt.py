@@ -12,11 +12,11 @@ import psutil
 
 from flows.server import Server, mark_cancelled_runs
 
-GO_ON = "\nmeissner: stopped. What is finished is kept; run the same command again to go on.\n"
+GO_ON = "meissner: stopped. What is finished is kept; run the same command again to go on.\n"
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(server: Server) -> Iterator[None]:
+def stop_on_interrupt(server: Server | None = None, close_display: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End this process and its children on SIGINT or SIGTERM, within seconds, whatever the threads are doing.
 
     Nothing half written can remain: every result is renamed into place when it is whole.
@@ -24,7 +24,8 @@ def stop_on_interrupt(server: Server) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _stopper(server)) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = _stopper(server, close_display)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -32,14 +33,16 @@ def stop_on_interrupt(server: Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stopper(server: Server) -> Callable[[int, FrameType | None], None]:
+def _stopper(server: Server | None, close_display: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
     def stop(number: int, _frame: FrameType | None) -> None:
+        close_display()
         sys.stderr.write(GO_ON)
         sys.stderr.flush()
-        # In a thread and waited for briefly: a server that hangs must not keep a person waiting.
-        teller = threading.Thread(target=_tell, args=(server,), daemon=True)
-        teller.start()
-        teller.join(timeout=2)
+        if server:
+            # In a thread and waited for briefly: a server that hangs must not keep a person waiting.
+            teller = threading.Thread(target=_tell, args=(server,), daemon=True)
+            teller.start()
+            teller.join(timeout=2)
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
