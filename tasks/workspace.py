@@ -18,6 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.exceptions import MissingStageError, WorkspaceError
 
+LEAST_FREE = 200_000_000  # bytes; the starter run makes 114 MB
+
 
 class Workspace:
     """Named tables, documents and files under one URL.
@@ -50,10 +52,15 @@ class Workspace:
         return Path(self.path(name))
 
     def check_writable(self) -> None:
-        """Raise WorkspaceError at once if nothing can be written here."""
+        """Raise WorkspaceError at once if nothing can be written here, or the disk is all but full."""
         name = f".write-test-{uuid.uuid4().hex}"
         self.write_bytes(name, b"")
         self.remove(name)
+        if self.is_local and (free := shutil.disk_usage(self.root).free) < LEAST_FREE:
+            raise WorkspaceError(
+                f"Cannot work in the workspace {self.url}: {free / 1e6:.0f} MB are free there, and at least "
+                f"{LEAST_FREE / 1e6:.0f} MB are needed"
+            )
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there."""

@@ -71,6 +71,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         workspace = Workspace(mount)
         with pytest.raises(WorkspaceError, match=r"Cannot write big.bin .* No space left on device"):
             workspace.write_bytes("big.bin", b"x" * 1_000_000)
+        with pytest.raises(WorkspaceError, match="0 MB are free there, and at least 200 MB are needed"):
+            workspace.check_writable()
         assert list(mount.iterdir()) == []
     finally:
         subprocess.run(["umount", mount], check=True)
