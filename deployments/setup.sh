@@ -24,6 +24,7 @@ missing_packages() {
     local python=$1
     command -v gcc >/dev/null || echo gcc
     command -v g++ >/dev/null || echo g++
+    command -v cmake >/dev/null || echo cmake # BoltzTraP2 builds its own copy of spglib
     local header name
     for name in libxc-dev:xc.h libopenblas-dev:cblas.h libfftw3-dev:fftw3.h; do
         header=${name#*:}
