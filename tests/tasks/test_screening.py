@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from models.exceptions import CheckpointError
 from tasks.exceptions import InputError, MissingStageError
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
 from tasks.prediction import NEEDS_BANDS, round_significant
@@ -105,6 +106,14 @@ def test_any_chunks_give_the_same_bytes(screened: Workspace, copy: Workspace, ch
     copy.remove("stages/screen")
     join_parts(copy, plan, SETTINGS)
     assert copy.read_bytes(RESULT) == screened.read_bytes(RESULT)
+
+
+@pytest.mark.parametrize("network", ["bnas", "s2snet"])
+def test_damaged_weights_stop_the_run_and_refuse_no_material(copy: Workspace, network: str):
+    weights = next(copy.local(f"models/{network}").glob("*/weights-0.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        screen_materials(copy, plan_screening(copy, SETTINGS, 10).chunks[0].material_ids, SETTINGS)
 
 
 def test_a_second_run_changes_nothing(copy: Workspace):
