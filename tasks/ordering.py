@@ -6,9 +6,10 @@ Pauling unit: neutral in sum, and unlike atoms attract. The energy only ranks ar
 """
 
 import itertools
+import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,6 +27,7 @@ from tasks.crystals import rounded_structure, structure_from_json, structure_has
 from tasks.exceptions import InputError
 from tasks.formulas import normalise_formula
 from tasks.matching import OUTPUT as MATCH_TABLE
+from tasks.memo import Memo
 from tasks.processes import Failure, run_jobs
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import ORDERED
@@ -331,9 +333,19 @@ def _list_materials(matches: pa.Table, crystals: pa.Table) -> list[dict[str, Any
 
 
 def order_all(
-    matches: pa.Table, crystals: pa.Table, settings: OrderingSettings, advance: Advance = silent, processes: int = 0
+    matches: pa.Table,
+    crystals: pa.Table,
+    settings: OrderingSettings,
+    advance: Advance = silent,
+    processes: int = 0,
+    run: Callable[..., list[Any]] = run_jobs,
 ) -> StageOutcome:
     """Ordered cells of every match, labelled with its Tc, and of every other crystal, to be screened.
+
+    Parameters
+    ----------
+    run
+        ``run_jobs``, or the like of it that remembers results.
 
     Returns
     -------
@@ -346,7 +358,7 @@ def order_all(
     structures = [structure_from_json(material["structure"]) for material in materials]
     disordered = [k for k, structure in enumerate(structures) if not structure.is_ordered]
     jobs = [(materials[k]["structure"], settings) for k in disordered]
-    results = run_jobs(_order_job, jobs, processes=processes, seconds=settings.seconds, advance=advance)
+    results = run(_order_job, jobs, processes=processes, seconds=settings.seconds, advance=advance)
     columns: dict[int, Any] = dict(zip(disordered, results, strict=True))
     for k in sorted(set(range(len(materials))) - set(disordered)):
         group = known_groups.get(materials[k]["structure"])
@@ -391,8 +403,9 @@ def order_crystals(workspace: str, settings: OrderingSettings, processes: int = 
         matches, crystals = space.read_table(MATCH_TABLE), space.read_table(CRYSTAL_TABLE)
         total = len(_list_materials(matches, crystals))
         with stage_progress(STAGE, total) as advance:
-            return order_all(matches, crystals, settings, advance, processes)
+            return order_all(matches, crystals, settings, advance, processes, memo.run)
 
+    memo = Memo(space, STAGE, CODE_VERSION, content=lambda job: json.dumps([job[0], job[1].model_dump(mode="json")]))
     inputs = [space.fingerprint(MATCH_TABLE), space.fingerprint(CRYSTAL_TABLE)]
     report = run_stage(space, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
     return leave_summary(space, report)

@@ -36,6 +36,7 @@ def run_jobs(
     processes: int = 0,
     seconds: float | None = None,
     advance: Advance = silent,
+    keep: Callable[[int, Any], None] = lambda _position, _result: None,
 ) -> list[Any]:
     """Results of ``function(job)`` in the order of the jobs, a Failure where a job raised or was stopped.
 
@@ -47,16 +48,20 @@ def run_jobs(
         Workers; 0: one a core. With one process and no time limit the jobs run here.
     seconds
         Limit of one job in CPU time (in wall time ten times as much): its process is killed and replaced.
+    keep
+        Called with position and result of each job as it finishes.
     """
     processes = min(processes or os.cpu_count() or 1, len(jobs))
     results: list[Any] = [None] * len(jobs)
     if processes <= 1 and seconds is None:
         for index, job in enumerate(jobs):
             results[index] = _attempt(function, job)
+            keep(index, results[index])
             advance(1)
         return results
     for index, result in _run_in_workers(function, jobs, processes, seconds):
         results[index] = result
+        keep(index, result)
         advance(1)
     return results
 
