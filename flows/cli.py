@@ -1,6 +1,7 @@
 """The command line: it reads settings, opens a Prefect server, and calls flows."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ app = typer.Typer(
 train = typer.Typer(help="Train a network and judge it on held-out folds. Example: meissner train bnas --epochs 50")
 app.add_typer(train, name="train", no_args_is_help=True)
 
+dataset = typer.Typer(help="Build a training set from the workspace. Example: meissner dataset s2s --export s2s.jsonl")
+app.add_typer(dataset, name="dataset", no_args_is_help=True)
+
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="starter, or a TOML file of settings")]
 Place = Annotated[str | None, typer.Option("--workspace", "-w", help="Folder or URL that holds everything made")]
 Config = Annotated[str | None, typer.Option(help="Named network and recipe: starter or paper")]
@@ -35,10 +39,16 @@ Seed = Annotated[int | None, typer.Option(help="Seed of weights, folds and batch
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda")]
 Engine = Annotated[str | None, typer.Option(help="Band engine for materials without bands: gpaw or none")]
 Limit = Annotated[int | None, typer.Option(help="At most so many new band calculations")]
-Supercon = Annotated[str | None, typer.Option(help="CSV with a formula and a Tc column")]
-Crystals = Annotated[str | None, typer.Option(help="Crystals: facts CSV, CIF or POSCAR file, folder, zip, JSON")]
+Supercon = Annotated[str | None, typer.Option(help="Table of reports: a file, a URL, or mdr (SuperCon, downloaded)")]
+FormulaColumn = Annotated[str | None, typer.Option(help="Header of the formula in a table of your own")]
+TcColumn = Annotated[str | None, typer.Option(help="Header of Tc in a table of your own")]
+Crystals = Annotated[
+    list[str] | None,
+    typer.Option(help="Facts CSV, CIF, POSCAR, folder, zip, tar, JSON; mp; optimade:PROVIDER or URL; may be repeated"),
+]
+Refetch = Annotated[bool, typer.Option("--refetch", help="Ask databases again for what they have answered already")]
 
-DATA_STEPS = ("cleaning", "crystal", "matching", "ordering", "bands", "gpaw", "grid")
+DATA_STEPS = ("cleaning", "mdr", "fetch", "crystal", "matching", "ordering", "bands", "gpaw", "grid")
 NETWORK_STEPS = ("bnas", "s2snet", "screening", "report")
 
 
@@ -53,6 +63,7 @@ def discover(
     from flows.display import STAGES, print_candidates, print_scores
 
     settings = _settings(profile, workspace=workspace, bands={"engine": engine, "limit": limit})
+    _check_sources(settings)
     with _run(settings, STAGES) as (place, console):
         from flows.discover import discover as flow
 
@@ -68,23 +79,31 @@ def refresh(
     workspace: Place = None,
     supercon: Supercon = None,
     crystals: Crystals = None,
+    refetch: Refetch = False,
     until: Annotated[str, typer.Option(help="Last stage: clean, crystals, match, order, bands or grid")] = "grid",
     engine: Engine = None,
     limit: Limit = None,
+    formula_column: FormulaColumn = None,
+    tc_column: TcColumn = None,
 ) -> None:
     """Refresh the data up to a stage. Example: meissner refresh --supercon my.csv --until order"""
-    from flows.display import STAGES
+    from flows.display import STAGES, print_rules
     from tasks.exceptions import InputError
 
     stages = STAGES[:6]
     if until not in stages:
         raise InputError(f"--until {until!r} is not one of {', '.join(stages)}")
     bands = {"engine": engine, "limit": limit}
-    settings = _settings(profile, workspace=workspace, supercon=supercon, crystals=crystals, bands=bands)
-    with _run(settings, stages[: stages.index(until) + 1]):
+    cleaning = {"formula_column": formula_column, "tc_column": tc_column}
+    inputs = {"supercon": supercon, "crystals": crystals or None, "fetch": {"refetch": refetch or None}}
+    settings = _settings(profile, workspace=workspace, **inputs, cleaning=cleaning, bands=bands)
+    if "crystals" in stages[: stages.index(until) + 1]:
+        _check_sources(settings)
+    with _run(settings, stages[: stages.index(until) + 1]) as (place, console):
         from flows.refresh import refresh as flow
 
         flow(**_inputs(settings), until=until, **_steps(settings, *DATA_STEPS), processes=settings.processes)
+    print_rules(console, place)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, **choices: Any) -> None:
@@ -132,6 +151,60 @@ def train_s2snet(
     _train("s2snet", profile, workspace, **choices, splits=split or None)
 
 
+@dataset.command("s2s")
+def dataset_s2s(
+    profile: Profile = None,
+    workspace: Place = None,
+    ratio: Annotated[float | None, typer.Option(help="Other crystals for each superconducting one")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draw of the others")] = None,
+    export: Annotated[str | None, typer.Option(help="File for JSON lines as published, gzipped by name")] = None,
+) -> None:
+    """Crystals for S2SNet, superconducting and others. Example: meissner dataset s2s --ratio 3 --export s2s.jsonl.gz"""
+    settings = _settings(profile, workspace=workspace, s2s={"negatives_per_positive": ratio, "seed": seed})
+    with _run(settings, ("s2s",)) as (place, console):
+        from flows.dataset import s2s as flow
+
+        report = flow(settings.workspace, settings.s2s, settings.matching, export)
+    console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.counts.items()))
+    console.print(f"The set: {export or _location(place, 'datasets/s2s.parquet')}")
+
+
+@app.command()
+def audit(
+    profile: Profile = None,
+    workspace: Place = None,
+    data: Annotated[str | None, typer.Option(help="Table of materials: a name in the workspace, a file or URL")] = None,
+    split: Split = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of each split that is made")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the splits that are made")] = None,
+    split_file: Annotated[str | None, typer.Option(help="A split to audit: a model's folds.parquet, or CSV")] = None,
+    pretraining: Annotated[str | None, typer.Option(help="Crystals that were seen in pre-training")] = None,
+    predictions: Annotated[str | None, typer.Option(help="Predictions that were scored on the split")] = None,
+    max_share: Annotated[float | None, typer.Option(help="Largest share of test materials with a relative")] = None,
+    max_share_random: Annotated[float | None, typer.Option(help="The same for the random split")] = None,
+) -> None:
+    """Count what a split has on both sides. Example: meissner audit --data mine.csv --split chemical-system"""
+    from flows.display import print_leakage
+    from models.exceptions import LeakageError
+
+    files = {"data": data, "split_file": split_file, "pretraining": pretraining, "predictions": predictions}
+    limits = {"max_share": max_share, "max_share_random": max_share_random}
+    settings = _settings(
+        profile, workspace=workspace, audit={**files, **limits, "splits": split or None, "folds": folds, "seed": seed}
+    )
+    leak = None
+    with _run(settings, ("audit",)) as (place, console):
+        from flows.audit import audit as flow
+
+        try:
+            flow(settings.workspace, settings.audit)
+        except LeakageError as error:
+            leak = error
+    print_leakage(console, place)
+    if leak:
+        raise leak
+
+
 @app.command()
 def tune(
     profile: Profile = None,
@@ -140,11 +213,14 @@ def tune(
     epochs: Annotated[int | None, typer.Option(help="Epochs a trial")] = None,
 ) -> None:
     """Search BNAS hyperparameters with Optuna. Example: meissner tune --trials 20 --epochs 10"""
+    from flows.display import print_trials
+
     settings = _settings(profile, workspace=workspace, tuning={"trials": trials, "epochs": epochs})
-    with _run(settings, ("tune",)):
+    with _run(settings, ("tune",)) as (place, console):
         from flows.tune import tune as flow
 
         flow(settings.workspace, settings.tuning, settings.bnas, settings.processes)
+    print_trials(console, place, settings.tuning.study)
 
 
 @app.command()
@@ -252,7 +328,18 @@ def main() -> None:
 def _settings(profile: str | None, **flags: Any) -> "Settings":
     from tasks.settings import Settings
 
-    return Settings.load(profile, **flags)
+    settings = Settings.load(profile, **flags)
+    if settings.mp_api_key:  # by the environment, because Prefect stores the parameters of flows
+        os.environ["MEISSNER_MP_API_KEY"] = settings.mp_api_key.get_secret_value()
+    return settings
+
+
+def _check_sources(settings: "Settings") -> None:
+    """Refuse a database that cannot be asked before anything is started."""
+    from tasks.crystal_sources import check_databases
+    from tasks.workspace import Workspace
+
+    check_databases(Workspace(settings.workspace), settings.crystals, settings.fetch, settings.mp_api_key)
 
 
 def _inputs(settings: "Settings") -> dict[str, Any]:
@@ -288,9 +375,12 @@ def _location(place: "Workspace", name: str) -> str:
 
 
 def _print_next_steps(console: "Console", place: "Workspace") -> None:
+    import shutil
+
     option = "" if place.url == "workspace" else f" --workspace {place.url}"
+    meissner = "meissner" if shutil.which("meissner") else sys.argv[0]
     console.print(f"\nThe report: [bold]{_location(place, 'report/index.html')}[/]")
     console.print("Next:")
-    console.print(f"  meissner predict YOUR.cif{option}   both networks on a crystal of yours")
-    console.print(f"  meissner ui{option}   what ran, in Prefect's UI")
+    console.print(f"  {meissner} predict YOUR.cif{option}   both networks on a crystal of yours")
+    console.print(f"  {meissner} ui{option}   what ran, in Prefect's UI")
     console.print("  README.md, “Real data”   your own reports and crystals")

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.events import StageEvent, subscribe
-from tasks.stages import StageReport
+from tasks.stages import StageReport, read_report
 from tasks.workspace import Workspace
 
 STAGES = ("clean", "crystals", "match", "order", "bands", "grid", "train-bnas", "train-s2snet", "screen", "report")
@@ -112,12 +112,44 @@ class _LiveStages(contextlib.AbstractContextManager["_LiveStages"]):
             self.progress.update(bar, total=event.total or None, completed=event.done)
 
 
+def print_rules(console: Console, workspace: Workspace) -> None:
+    """Print what the rules of the clean stage kept and refused; a rule that refused nothing is left out."""
+    # here, because it imports Prefect, which must not be loaded before its address is known
+    from tasks.cleaning import KEPT, RULES
+
+    report = read_report(workspace, "clean")
+    if report is None:
+        return
+    table = Table(title="Reports: what the rules kept and refused", title_justify="left")
+    table.add_column("rule", no_wrap=True)
+    table.add_column("what")
+    table.add_column("kept", justify="right")
+    table.add_column("refused", justify="right")
+    left = report.rows_in
+    table.add_row("", "rows read", str(left), "")
+    for rule, meaning in RULES.items():
+        refused = report.counts.get(f"refused_{rule}", 0)
+        left -= refused
+        if refused:
+            table.add_row(rule, meaning, str(left), str(refused))
+    table.add_section()
+    for kind, meaning in KEPT.items():
+        if kept := report.counts.get(f"kept_{kind}", 0):
+            table.add_row("", meaning, str(kept), "")
+    console.print(table)
+
+
 def print_candidates(console: Console, workspace: Workspace, count: int = 10) -> None:
     """Print the best candidates."""
     columns = ["rank", "formula", "space_group", "tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "probability"]
     columns += ["nearest_formula"]
     rows = workspace.read_table("candidates/candidates.parquet", columns).to_pylist()
     ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
+    if not ranked:
+        console.print(
+            f"No candidate among {len(rows)} screened materials: all are known, or too far from the training set"
+        )
+        return
     table = Table(title=f"The {min(count, len(ranked))} best of {len(ranked)} ranked candidates", title_justify="left")
     table.add_column("", justify="right")
     for heading in ("formula", "space group"):
@@ -132,6 +164,38 @@ def print_candidates(console: Console, workspace: Workspace, count: int = 10) ->
     console.print(table)
 
 
+def print_leakage(console: Console, workspace: Workspace) -> None:
+    """Print what the last audit counted, over the folds of each split, and what it could not see."""
+    from tasks.leakage import KINDS, OUTPUT
+
+    rows, report = workspace.read_table(OUTPUT).to_pylist(), read_report(workspace, "audit")
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    table = Table(title="Leakage: test materials that have in the training", title_justify="left")
+    table.add_column("")
+    for split in splits:
+        table.add_column(split, justify="right", no_wrap=True)
+    of_split = {split: [row for row in rows if row["split"] == split] for split in splits}
+    for kind, meaning in KINDS.items():
+        if any(row[kind] is not None for row in rows):
+            table.add_row(meaning, *(_share(of_split[split], kind) for split in splits))
+    table.add_section()
+    table.add_row("test materials", *(str(sum(row["test"] for row in of_split[split])) for split in splits))
+    console.print(table)
+    for line in report.counts["not_seen"] if report else ():
+        console.print(f"[dim]Not seen: {line}[/]", highlight=False)
+
+
+def _share(folds: Sequence[dict[str, Any]], kind: str) -> str:
+    """Test materials of all folds to which something applies, with their share; the smallest chance for the order."""
+    found = [fold[kind] for fold in folds if fold[kind] is not None]
+    if not found:
+        return "-"
+    if kind == "order_chance":
+        return f"{min(found):.2g}"
+    count, tests = sum(found), sum(fold["test"] for fold in folds)
+    return f"{count} ({count / max(tests, 1):.0%})" if count else "0"
+
+
 def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = ("bnas", "s2snet")) -> None:
     """Print the networks' scores beside the best baseline's, split by split."""
     for name in names:
@@ -141,6 +205,19 @@ def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = 
         for row in best_baselines(workspace, name, HEADLINE[name]):
             table.add_row(row["split"], row["own"], row["best"], row["baseline"])
         console.print(table)
+
+
+def print_trials(console: Console, workspace: Workspace, study: str, count: int = 5) -> None:
+    """Print the best trials of a search, by validation error."""
+    rows = workspace.read_table(f"tuning/{study}.parquet").to_pylist()
+    finished = sorted((row for row in rows if row["state"] == "COMPLETE"), key=lambda row: (row["loss"], row["trial"]))
+    table = Table(title=f"The best of {len(rows)} trials; MSE of ln(Tc + 1) in validation", title_justify="left")
+    names = ("trial", "loss", "published_loss", "depth", "embed_dim", "heads", "mlp_dim", "embed_dropout", "dropout")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in finished[:count]:
+        table.add_row(*("" if row[name] is None else f"{row[name]:.4g}" for name in names))
+    console.print(table)
 
 
 def best_baselines(workspace: Workspace, name: str, score: str) -> list[dict[str, str]]:

@@ -5,18 +5,21 @@ from typing import Literal, get_args
 from prefect import flow
 
 from flows.bands import bands as compute_bands
+from flows.crystals import crystals as gather_crystals
 from flows.grids import grids as make_grids
 from tasks.cleaning import clean_supercon
-from tasks.crystals import collect_crystals
+from tasks.dataset_events import announce_changes
 from tasks.matching import match_crystals
 from tasks.ordering import order_crystals
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
     CrystalSettings,
+    FetchSettings,
     GpawSettings,
     GridSettings,
     MatchingSettings,
+    MdrSettings,
     OrderingSettings,
 )
 from tasks.stages import StageReport
@@ -29,9 +32,11 @@ STAGES: tuple[Until, ...] = get_args(Until)
 def refresh(
     workspace: str,
     supercon: str,
-    crystals: str,
+    crystals: str | tuple[str, ...],
     until: Until = "grid",
     cleaning: CleaningSettings = CleaningSettings(),
+    mdr: MdrSettings = MdrSettings(),
+    fetch: FetchSettings = FetchSettings(),
     crystal: CrystalSettings = CrystalSettings(),
     matching: MatchingSettings = MatchingSettings(),
     ordering: OrderingSettings = OrderingSettings(),
@@ -43,18 +48,22 @@ def refresh(
     """Refresh the data up to a stage.
 
     1. clean: reports become one row a composition
-    2. crystals: standardised primitive cells, no duplicates
+    2. crystals: files are read, databases asked; standardised primitive cells, no duplicates
     3. match: each measured composition finds its crystal, doped where need be
     4. order: disordered crystals become cells that DFT can take
     5. bands: bundled band structures are adopted, missing ones calculated
     6. grid: coarse bands become 18 x 32 x 32 x 32 energies in shards
+
+    At the end one event tells Prefect's automations which of the tables are others than before.
     """
     stages = {
-        "clean": lambda: clean_supercon(workspace, supercon, cleaning),
-        "crystals": lambda: collect_crystals(workspace, crystals, crystal, processes),
+        "clean": lambda: clean_supercon(workspace, supercon, cleaning, mdr, fetch),
+        "crystals": lambda: gather_crystals(workspace, crystals, fetch, crystal, processes),
         "match": lambda: match_crystals(workspace, matching),
         "order": lambda: order_crystals(workspace, ordering, processes),
         "bands": lambda: compute_bands(workspace, bands, gpaw, processes),
         "grid": lambda: make_grids(workspace, grid, processes),
     }
-    return [stages[stage]() for stage in STAGES[: STAGES.index(until) + 1]]
+    reports = [stages[stage]() for stage in STAGES[: STAGES.index(until) + 1]]
+    announce_changes(workspace, reports)
+    return reports

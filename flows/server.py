@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
+from filelock import FileLock, Timeout
 
 from tasks.exceptions import WorkspaceError
 from tasks.workspace import Workspace
@@ -25,8 +28,11 @@ from tasks.workspace import Workspace
 DEFAULT_PORT = 4200
 START_SECONDS = 300  # on a busy machine; 7 s on an idle one
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_CLI_PROMPT": "false"}
-# Flow and task logs go to the server, where they can be read by run; the terminal shows the stages.
-CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
+# Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
+# about what went wrong.
+CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
+
+_claims: list[FileLock] = []  # ports that this process may take
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,10 @@ def prefect_server(
         yield found
         return
     with _start_server(home, port or _free_port(), meanwhile) as server:
-        yield server
-        _send_last_logs()
+        try:
+            yield server
+        finally:
+            _send_last_logs()
     os.environ.pop("PREFECT_API_URL")
 
 
@@ -134,12 +142,23 @@ def _wait_until_healthy(server: Server, process: subprocess.Popen, home: Path) -
         if process.poll() is not None:
             break
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{server.api_url}/health", timeout=2).status_code == httpx.codes.OK:
+            healthy = httpx.get(f"{server.api_url}/health", timeout=2).status_code == httpx.codes.OK
+            if healthy and _listens(process.pid, server):
                 return
         time.sleep(0.2)
     process.kill()
     last = (home / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
     raise WorkspaceError(f"The Prefect server did not start; last line of {home / 'server.log'}: {' '.join(last)}")
+
+
+def _listens(pid: int, server: Server) -> bool:
+    """Whether it is this process that answers there, and not another server on the same port."""
+    port = int(server.ui_url.rpartition(":")[2])
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        sockets = [one for each in (process, *process.children(recursive=True)) for one in each.net_connections("tcp")]
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
+    return False
 
 
 def _send_last_logs() -> None:
@@ -153,12 +172,27 @@ def _send_last_logs() -> None:
 
 
 def _free_port() -> int:
-    for port in (DEFAULT_PORT, 0):
+    """Prefect's usual port, for one run at a time, or any free one."""
+    for port in (DEFAULT_PORT, 0) if _claim(DEFAULT_PORT) else (0,):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise WorkspaceError("No free port on 127.0.0.1 for the Prefect server")
+
+
+def _claim(port: int) -> bool:
+    """Whether this process is the one that may take the port: of two runs that start together both would find it free.
+
+    The lock ends with the process.
+    """
+    lock = FileLock(Path(tempfile.gettempdir()) / f"meissner-{os.getuid()}-port-{port}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    _claims.append(lock)
+    return True
 
 
 def _die_with_parent() -> None:

@@ -9,6 +9,10 @@ class ModelInputError(MeissnerError, ValueError):
     """Arrays or crystals that a network cannot take: wrong shape, NaN, unknown element, an empty class."""
 
 
+class LeakageError(ModelInputError):
+    """A split that has on both sides what it promises to keep apart."""
+
+
 class TrainingError(MeissnerError, RuntimeError):
     """A training that cannot go on, such as a loss that is not finite."""
 

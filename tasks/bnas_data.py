@@ -1,23 +1,22 @@
 """What BNAS learns from: the labelled grids, their audited folds, and the plan of a training cut into parts."""
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from models.bnas import CONFIGS, BnasConfig, prepare
-from models.splits import Fold, check_leakage, composition_key, connected_groups, leakage_table, make_folds
+from models.splits import Fold
 from models.training import Recipe, resolve_device
 from tasks.exceptions import InputError
+from tasks.folds import Labelled, cross_validations
+from tasks.leakage import audit
 from tasks.model_store import model_folder, model_version
 from tasks.settings import TrainingSettings
 from tasks.shards import INDEX, read_grids
-from tasks.stages import hash_text
 from tasks.workspace import Workspace
 
 NAME = "bnas"
@@ -60,41 +59,6 @@ class TrainingPlan(BaseModel):
         return self.folds + self.baselines + self.members
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The labelled rows of the grid index, by material id."""
-
-    table: pa.Table
-
-    def column(self, name: str) -> list[Any]:
-        """Values of a column."""
-        return list(self.table[name].to_pylist())
-
-    @property
-    def tc_kelvin(self) -> np.ndarray:
-        """(n,) kelvin."""
-        return np.asarray(self.table["tc_kelvin"].to_numpy(), dtype=np.float64)
-
-    @property
-    def formulas(self) -> list[str]:
-        """The measured composition where it is known, or that of the ordered cell."""
-        pairs = zip(self.column("supercon_formula"), self.column("formula"), strict=True)
-        return [measured or formula for measured, formula in pairs]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that is learnt from: grids, labels, and what decides the folds and baselines."""
-        columns = ["material_id", "sha256", "tc_kelvin", "formula", "supercon_formula", "parent_id", "family"]
-        content = self.table.select([*columns, "chemical_system", "year_first"])
-        return hash_text(*(str(row) for row in content.to_pylist()))
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Groups of related materials: one chemical system, parent crystal or composition."""
-        keys = [composition_key(formula) for formula in self.formulas]
-        return connected_groups(self.column("chemical_system"), self.column("parent_id"), keys)
-
-
 def read_labelled(workspace: Workspace) -> Labelled:
     """The materials to learn from; InputError where they are too few or of one class only."""
     index = workspace.read_table(INDEX)
@@ -119,36 +83,10 @@ def choose_network(settings: TrainingSettings) -> tuple[BnasConfig, Recipe]:
     return config, recipe.model_copy(update=changes)
 
 
-def cross_validations(labelled: Labelled, settings: TrainingSettings) -> dict[str, list[Fold]]:
-    """Folds of every split in the settings."""
-    common: dict[str, Any] = {"size": len(labelled.table), "folds": settings.folds, "seed": settings.seed}
-    superconductor, groups = labelled.tc_kelvin > 0, labelled.groups
-    given: dict[str, dict[str, Any]] = {
-        "random": {"labels": superconductor},
-        "chemical-system": {"labels": superconductor, "groups": groups},
-        "family": {"groups": labelled.column("family"), "related": groups},
-        "year": {"years": labelled.column("year_first"), "related": groups},
-    }
-    return {split: make_folds(split, **common, **given.get(split, {})) for split in settings.splits}
-
-
 def fold_of(labelled: Labelled, settings: TrainingSettings, part: Part) -> Fold:
     """The fold that a part trains on."""
     only = settings.model_copy(update={"splits": (part.split,)})
     return cross_validations(labelled, only)[part.split][part.number]
-
-
-def audit(labelled: Labelled, folds: dict[str, list[Fold]]) -> dict[str, list[dict[str, Any]]]:
-    """Table of what stands on both sides of each fold; ModelInputError where a split leaks what it must not."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    columns = {"material_ids": "material_id", "parents": "parent_id", "systems": "chemical_system"}
-    values = {key: labelled.column(name) for key, name in columns.items()}
-    for split, members in folds.items():
-        for fold in members:
-            table = leakage_table(fold, formulas=labelled.formulas, **values)
-            check_leakage(split, table, fold.name)
-            found.setdefault(split, []).append({"fold": fold.name, **table})
-    return found
 
 
 def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:

@@ -1,19 +1,17 @@
-"""Crystals as they lie in files: facts in a CSV, CIF and POSCAR files, folders and zips of them, pymatgen's JSON.
+"""Crystals as they lie in files: facts in a CSV, CIF and POSCAR files, folders and archives of them, pymatgen's JSON.
 
 Reading is in two steps: ``read_crystals`` finds the crystals of a source as texts, cheaply; ``build_structure`` turns
 one text into a structure, in whatever process. A crystal that cannot be read is one refused item, never the end.
 """
 
 import fnmatch
-import io
 import json
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +21,10 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 from pymatgen.symmetry.groups import SpaceGroup
 
+from tasks.archives import MAX_FILE_BYTES, TAR_COMPRESSIONS, is_archive, read_archive
 from tasks.exceptions import InputError
 from tasks.formulas import SYMBOLS, FormulaError, parse_formula
+from tasks.optimade import structure_from_optimade
 from tasks.sources import decode_text, folder_files, read_bytes, read_cells
 
 FACTS_COLUMNS = ("crystal_id", "formula", "space_group", "a", "b", "c", "alpha", "beta", "gamma", "sites")
@@ -33,11 +33,10 @@ KINDS = {
     "poscar": ("POSCAR*", "CONTCAR*", "*.vasp", "*.poscar"),
     "json": ("*.json",),
 }
-MAX_FILE_BYTES = 20 * 2**20  # one crystal; the largest CIFs of databases have a few megabytes
-MAX_ARCHIVE_BYTES = 4 * 2**30  # all members together, unpacked
-MAX_MEMBERS = 500_000
 SAME_SITE = 1e-5  # fractional; images of a site this near are one site
 FORMULA_TOLERANCE = 0.01  # relative disagreement between a written formula and the built structure
+MAX_LENGTH = 1000.0  # angstrom; no crystal has a longer cell
+MIN_VOLUME = 0.5  # cubic angstrom an atom; the densest solids have above 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class CrystalText:
     source: str
     reference: str | None = None
     energy_above_hull_ev: float | None = None
+    licence: str | None = None
     problem: str | None = None
 
 
@@ -59,8 +59,8 @@ def read_crystals(source: str) -> Iterator[CrystalText]:
     Parameters
     ----------
     source
-        A CSV of facts, a CIF or POSCAR file, a folder or zip of such files, or pymatgen JSON (a structure, a list of
-        structures or of records with ``material_id`` and ``structure``, or a mapping from id to structure).
+        A CSV of facts, a CIF or POSCAR file, a folder, zip or tar file of such files, or pymatgen JSON (a structure, a
+        list of structures or of records with ``material_id`` and ``structure``, or a mapping from id to structure).
 
     Raises
     ------
@@ -70,15 +70,16 @@ def read_crystals(source: str) -> Iterator[CrystalText]:
     path = Path(source)
     if path.is_dir():
         yield from _read_folder(path)
-    elif path.suffix.lower() == ".zip":
-        yield from _read_zip(source)
+    elif is_archive(path.name):
+        yield from _read_archive(source)
     elif path.name.lower().endswith((".csv", ".csv.gz")):
         yield from _read_facts(source)
     elif kind := _kind(path.name.removesuffix(".gz")):
         yield from _read_text(path.name.removesuffix(".gz"), kind, decode_text(read_bytes(source), source), source)
     else:
-        allowed = ", ".join(pattern for patterns in KINDS.values() for pattern in patterns)
-        raise InputError(f"{source} is no source of crystals; allowed are a folder, *.zip, *.csv, {allowed}")
+        allowed = [*(pattern for patterns in KINDS.values() for pattern in patterns), "*.csv", "*.zip"]
+        allowed += [f"*{ending}" for ending in TAR_COMPRESSIONS]
+        raise InputError(f"{source} is no source of crystals; allowed are a folder, {', '.join(allowed)}")
 
 
 def _kind(name: str) -> str | None:
@@ -139,39 +140,23 @@ def _read_folder(folder: Path) -> Iterator[CrystalText]:
     if not files:
         raise InputError(f"The folder {folder} holds no files")
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix().encode(errors="replace").decode()
         with path.open("rb") as file:
             yield from _read_member(name, file.read(MAX_FILE_BYTES + 1), folder.name)
 
 
-def _read_zip(source: str) -> Iterator[CrystalText]:
-    """Members of a zip, read in memory: nothing is ever unpacked to disk."""
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(read_bytes(source)))
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{source} is not a readable zip file: {error}") from error
-    members = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
-    size = sum(info.file_size for info in members)
-    if len(members) > MAX_MEMBERS or size > MAX_ARCHIVE_BYTES:
-        raise InputError(
-            f"{source} would unpack to {len(members)} files and {size} bytes; "
-            f"allowed are {MAX_MEMBERS} and {MAX_ARCHIVE_BYTES}"
-        )
+def _read_archive(source: str) -> Iterator[CrystalText]:
+    """Crystals of an archive, sorted by the members' names, as those of a folder are."""
     name = Path(source).name
-    for info in members:
-        parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts):
-            continue
-        if ".." in parts or parts[0] == "/" or ":" in parts[0]:
-            yield CrystalText(info.filename, "cif", "", name, problem="its path climbs out of the archive")
-            continue
-        try:
-            with archive.open(info) as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, zlib.error) as error:
-            yield CrystalText(info.filename, "cif", "", name, problem=f"cannot be unpacked: {error}")
-            continue
-        yield from _read_member(info.filename, data, name)
+    read = []
+    for member in read_archive(source):
+        if member.problem:
+            crystals = [CrystalText(member.name, "cif", "", name, problem=member.problem)]
+        else:
+            crystals = list(_read_member(member.name, member.data, name))
+        read.append((member.name, crystals))
+    for _, crystals in sorted(read, key=itemgetter(0)):
+        yield from crystals
 
 
 def _read_facts(source: str) -> Iterator[CrystalText]:
@@ -217,7 +202,21 @@ def build_structure(crystal: CrystalText) -> Structure:
         raise InputError(f"holds what is no element: {', '.join(unknown)}")
     if not len(structure):
         raise InputError(f"holds no atoms ({'; '.join(str(w.message) for w in heard[:1])})")
+    _check_cell(structure)
     return structure
+
+
+def _check_cell(structure: Structure) -> None:
+    """Raise InputError for numbers that are no cell or position: compiled code fails on some without a word."""
+    if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
+        raise InputError("holds a cell or position that is not a finite number")
+    if max(structure.lattice.abc) > MAX_LENGTH or structure.volume < MIN_VOLUME * structure.composition.num_atoms:
+        lengths = ", ".join(f"{length:g}" for length in structure.lattice.abc)
+        raise InputError(
+            f"has {structure.composition.num_atoms:g} atoms in a cell of {structure.volume:g} cubic angstrom and edges "
+            f"of {lengths} angstrom; allowed are at least {MIN_VOLUME} cubic angstrom an atom, at most {MAX_LENGTH:g} "
+            "angstrom"
+        )
 
 
 def _from_cif(text: str) -> Structure:
@@ -320,4 +319,10 @@ def _check_formula(structure: Structure, formula: str) -> None:
         raise InputError(f"the formula says {formula}, but its space group and sites give {found}")
 
 
-_BUILDERS = {"cif": _from_cif, "poscar": _from_poscar, "json": _from_json, "facts": _from_facts}
+_BUILDERS = {
+    "cif": _from_cif,
+    "poscar": _from_poscar,
+    "json": _from_json,
+    "facts": _from_facts,
+    "optimade": structure_from_optimade,
+}

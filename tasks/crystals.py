@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from prefect import task
+from prefect.client.schemas.objects import State, TaskRun
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
+from tasks.archives import is_archive
 from tasks.crystal_files import CrystalText, build_structure, read_crystals
-from tasks.exceptions import InputError
+from tasks.crystal_sources import STAGE, FetchReport, as_sources, fetch_source, read_sources, source_hash
+from tasks.exceptions import InputError, RemoteError
 from tasks.formulas import normalise_formula
 from tasks.processes import Failure, run_jobs
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import CRYSTALS
-from tasks.settings import CrystalSettings
-from tasks.sources import hash_source
+from tasks.settings import CrystalSettings, FetchSettings, Settings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
 
-STAGE = "crystals"
-CODE_VERSION = 1
+CODE_VERSION = 2
 OUTPUT = "crystals/crystals.parquet"
 MIN_DISTANCE = 0.5  # angstrom; atoms nearer than this overlap (the bond of H2 has 0.74)
 CENTRINGS = 4  # a conventional cell holds at most so many primitive cells
 STORED_DECIMALS = 10  # of coordinates and cell vectors: what is left of the arithmetic beyond is not kept
 HASH_DECIMALS = 4  # two structures that agree in so many decimals are the same
+RETRY_SECONDS: list[float] = [10, 60]  # between whole fetches; each request has been tried several times by then
 FEW = 50  # below this, starting processes costs more than it gives
 
 
@@ -45,7 +47,7 @@ def read_structure(path: str | Path) -> Structure:
     InputError
         If the file is missing, unreadable, or holds no or several crystals; the message names the file.
     """
-    if Path(path).is_dir() or Path(path).suffix.lower() in {".zip", ".csv"}:
+    if Path(path).is_dir() or is_archive(str(path)) or Path(path).suffix.lower() == ".csv":
         raise InputError(f"{path} may hold many crystals; one CIF, POSCAR or JSON file is expected")
     crystals = list(read_crystals(str(path)))
     if len(crystals) != 1:
@@ -161,6 +163,7 @@ def _prepare(job: tuple[CrystalText, CrystalSettings]) -> dict[str, Any]:
         "energy_above_hull_ev": crystal.energy_above_hull_ev,
         "crystal_source": crystal.source,
         "reference": crystal.reference,
+        "licence": crystal.licence,
         "structure": structure_to_json(structure),
     }
 
@@ -205,13 +208,13 @@ def _find_duplicates(rows: list[dict[str, Any]], processes: int) -> dict[int, st
 def gather_crystals(
     crystals: Sequence[CrystalText], settings: CrystalSettings, advance: Advance = silent, processes: int = 0
 ) -> StageOutcome:
-    """Standardised, distinct crystals of a source.
+    """Standardised, distinct crystals.
 
     Returns
     -------
     StageOutcome
-        Table ``crystals/crystals.parquet`` (``CRYSTALS``), in the order of the source; of equal crystals the first is
-        kept. Every other crystal is refused with its reason.
+        Table ``crystals/crystals.parquet`` (``CRYSTALS``), in the order given; of equal crystals the first is kept.
+        Every other crystal is refused with its reason.
 
     Raises
     ------
@@ -247,8 +250,15 @@ def gather_crystals(
             "disordered": sum(not row["ordered"] for row in kept),
             "compositions": len({row["formula"] for row in kept}),
             "duplicates": len(duplicates),
+            "licences": _count_licences(kept),
         },
     )
+
+
+def _count_licences(rows: Sequence[dict[str, Any]]) -> str:
+    """How many crystals stand under each licence, as text: ``CC BY 4.0: 120, unknown: 3``."""
+    counts = Counter(row["licence"] or "unknown" for row in rows)
+    return ", ".join(f"{licence}: {count}" for licence, count in counts.most_common())
 
 
 def natural_key(crystal_id: str) -> list[tuple[int, int | str]]:
@@ -257,15 +267,32 @@ def natural_key(crystal_id: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() and part.isascii() else (1, part) for part in parts]
 
 
+def _passes(_task: object, _run: TaskRun | None, state: State) -> bool:
+    """Whether a failed fetch may succeed another time."""
+    return isinstance(state.result(raise_on_failure=False), RemoteError)
+
+
+@task(name="fetch-crystals", retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS, retry_condition_fn=_passes)
+def fetch_crystals(workspace: str, source: str, settings: FetchSettings) -> FetchReport:
+    """Fetch a database's crystals; see ``fetch_source``. The key comes from the environment, never as a parameter."""
+    return fetch_source(Workspace(workspace), source, settings, Settings.load().mp_api_key)
+
+
 @task(name="crystals")
-def collect_crystals(workspace: str, source: str, settings: CrystalSettings, processes: int = 0) -> StageReport:
-    """Standardise the crystals of a source into the workspace; see ``gather_crystals``."""
+def collect_crystals(
+    workspace: str, sources: str | Sequence[str], settings: CrystalSettings, processes: int = 0
+) -> StageReport:
+    """Standardise the crystals of all sources into the workspace; see ``gather_crystals``.
+
+    What databases hold must have been fetched before (``tasks.crystal_sources``).
+    """
+    place, named = Workspace(workspace), as_sources(sources)
 
     def compute() -> StageOutcome:
-        crystals = list(read_crystals(source))
+        crystals = read_sources(place, named, settings.licence)
         with stage_progress(STAGE, len(crystals)) as advance:
             return gather_crystals(crystals, settings, advance, processes)
 
-    place, inputs = Workspace(workspace), [hash_source(source)]
+    inputs = [source_hash(place, source) for source in named]
     report = run_stage(place, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings)
     return leave_summary(place, report)

@@ -7,6 +7,10 @@ class InputError(MeissnerError, ValueError):
     """A file, table or setting that the user gave cannot be used."""
 
 
+class RemoteError(MeissnerError, ConnectionError):
+    """A server does not answer, or not now: the same request may pass later."""
+
+
 class WorkspaceError(MeissnerError, OSError):
     """The workspace cannot be read or written: permission, full disk, a damaged file."""
 

@@ -7,11 +7,16 @@ Science functions know only ``Advance``, a function called with the number of it
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.context import FlowRunContext, TaskRunContext
 
 from tasks.events import StageEvent, publish
@@ -64,6 +69,12 @@ def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:
         lines += [f"| {_cell(row['item'])} | {_cell(row['reason'])} |" for row in refused[:SHOWN_REFUSALS]]
     create_markdown_artifact("\n".join(lines), key=f"stage-{report.stage}", description=f"{report.stage}: summary")
     return report
+
+
+def leave_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Leave rows as a table artifact of the run, if there is one."""
+    if _in_run():
+        create_table_artifact([dict(row) for row in rows], key=key, description=description)
 
 
 def _in_run() -> bool:

@@ -235,8 +235,10 @@ class Provenance:
         crystal = self._crystals.get(ordered.get("parent_id", name), {})
         measured = self._measured.get(candidate["known_formula"], {})
         chain = {
-            "measured": _pick(measured, "formula", "source", "source_rows", "references", "year_first"),
-            "crystal": _pick(crystal, "crystal_id", "crystal_source", "reference", "energy_above_hull_ev"),
+            "measured": _pick(
+                measured, "formula", "source", "source_rows", "references", "year_first", "tc_definitions"
+            ),
+            "crystal": _pick(crystal, "crystal_id", "crystal_source", "reference", "licence", "energy_above_hull_ev"),
             "structure": _pick(ordered, "parent_id", "structure_hash", "supercell", "composition_error", "match"),
             "bands": _pick(bands, "bands_hash", "engine", "engine_version", "engine_settings", "grid", "seconds"),
             "grid": _pick(grid, "sha256", "crossing_bands", "real_bands", "position"),

@@ -17,8 +17,10 @@ from models.exceptions import ModelInputError
 from models.s2snet import CONFIGS, NamedConfig
 from models.splits import Fold
 from models.training import resolve_device
-from tasks.bnas_data import Labelled, Part, audit, cross_validations
+from tasks.bnas_data import Part
 from tasks.exceptions import InputError
+from tasks.folds import Labelled, cross_validations
+from tasks.leakage import audit
 from tasks.model_store import model_folder, model_version
 from tasks.settings import TrainingSettings
 from tasks.stages import Rejection, hash_text

@@ -16,12 +16,29 @@ SUPERCONDUCTORS = pa.schema(
         pa.field("tc_kelvin", pa.float64(), nullable=False),  # mean of the reports; 0 for a measured absence
         pa.field("tc_std_kelvin", pa.float64(), nullable=False),  # spread of the reports, 0 for one report
         pa.field("lowest_kelvin", pa.float64()),  # measured without superconductivity down to here; null if unknown
+        pa.field("tc_definitions", _strings),  # recommended, zero resistance, midpoint, …; empty where none is given
         pa.field("reports", pa.int32(), nullable=False),
         pa.field("year_first", pa.int32()),
         pa.field("references", _strings),
         pa.field("family", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("source_rows", pa.list_(pa.int32()), nullable=False),  # rows of the source file, counted from 1
+    ]
+)
+
+UNDER_PRESSURE = pa.schema(
+    [
+        pa.field("formula", pa.string(), nullable=False),  # as in SUPERCONDUCTORS
+        pa.field("tc_kelvin", pa.float64(), nullable=False),  # of one report; 0 for a measured absence
+        pa.field("lowest_kelvin", pa.float64()),
+        pa.field("pressure", pa.string(), nullable=False),  # as the source gives it
+        pa.field("pressure_gpa", pa.float64()),  # null where the source names no unit
+        pa.field("tc_definition", pa.string()),
+        pa.field("year", pa.int32()),
+        pa.field("reference", pa.string()),
+        pa.field("family", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_row", pa.int32(), nullable=False),
     ]
 )
 
@@ -35,7 +52,22 @@ CRYSTALS = pa.schema(
         pa.field("energy_above_hull_ev", pa.float64()),  # per atom; null where the source does not say
         pa.field("crystal_source", pa.string(), nullable=False),
         pa.field("reference", pa.string()),
+        pa.field("licence", pa.string()),  # null where the source does not say
         _structure,
+    ]
+)
+
+FETCHED_CRYSTALS = pa.schema(  # what a database answered; query and date stand in the file's metadata
+    [
+        pa.field("crystal_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # json (pymatgen's) or optimade (the entry's attributes)
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("energy_above_hull_ev", pa.float64()),  # per atom
+        pa.field("band_gap_ev", pa.float64()),
+        pa.field("theoretical", pa.bool_()),  # never made in a laboratory, as far as the database knows
+        pa.field("crystal_source", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),
+        pa.field("licence", pa.string()),
     ]
 )
 
@@ -175,6 +207,52 @@ FOLDS = pa.schema(
         pa.field("fold", pa.string(), nullable=False),
         pa.field("material_id", pa.string(), nullable=False),
         pa.field("side", pa.string(), nullable=False),  # train or test
+    ]
+)
+
+LEAKAGE = pa.schema(  # a row is a fold; counts are test materials, null where the data do not show it
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("fold", pa.string(), nullable=False),
+        pa.field("train", pa.int32(), nullable=False),  # materials
+        pa.field("test", pa.int32(), nullable=False),
+        pa.field("materials", pa.int32()),  # that are training materials
+        pa.field("parents", pa.int32()),  # whose parent crystal is in the training
+        pa.field("doped_parents", pa.int32()),  # of these: only with other compositions
+        pa.field("compositions", pa.int32()),  # whose composition is in the training, however spelled
+        pa.field("respelled", pa.int32()),  # of these: only with another text
+        pa.field("rounded", pa.int32()),  # others, whose composition is there in other decimals
+        pa.field("polymorphs", pa.int32()),  # of the compositions: only with other parents
+        pa.field("merged_polymorphs", pa.int32()),  # of these: with the same label
+        pa.field("systems", pa.int32()),  # whose chemical system is in the training
+        pa.field("relatives", pa.int32()),  # of which any of this is true
+        pa.field("pretraining", pa.int32()),  # that are crystals of the pre-training
+        pa.field("unpredicted", pa.int32()),  # without a prediction by some model that was scored
+        pa.field("stretches", pa.int32()),  # of test materials along the file; null where years or families split
+        pa.field("expected_stretches", pa.float64()),  # of as many drawn by lot
+        pa.field("order_chance", pa.float64()),  # that those drawn by lot are as far off
+        pa.field("problem", pa.string()),  # what the settings do not allow
+    ]
+)
+
+S2S = pa.schema(
+    [
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("parent_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("supercon_formula", pa.string()),  # the composition that was measured
+        pa.field("chemical_system", pa.string(), nullable=False),
+        pa.field("superconductor", pa.int8()),  # 1 or 0; null in pre-training, which knows no classes
+        pa.field("label_source", pa.string(), nullable=False),  # measured (Tc), bound (none above it), unlabelled
+        pa.field("role", pa.string(), nullable=False),  # train or pretrain
+        pa.field("reason", pa.string(), nullable=False),  # why it is in, and why so
+        pa.field("tc_kelvin", pa.float64()),  # of a superconductor
+        pa.field("lowest_kelvin", pa.float64()),  # of a bound
+        pa.field("family", pa.string()),
+        pa.field("year_first", pa.int32()),
+        pa.field("sites", pa.int32(), nullable=False),
+        pa.field("structure_hash", pa.string(), nullable=False),
+        _structure,
     ]
 )
 

@@ -6,15 +6,18 @@ settings object: it makes the flow's parameters and the form in Prefect's UI, an
 Nothing heavy is imported here.
 """
 
+import contextlib
+import json
 import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -38,6 +41,59 @@ class CleaningSettings(StepSettings):
     max_amount: float = Field(150, description="Largest amount of one element in a formula")
     max_tc_kelvin: float = Field(145, description="Largest credible Tc at ambient pressure, kelvin")
     max_std_kelvin: float = Field(5, description="Largest standard deviation of the reports of one composition, kelvin")
+    pressure: Literal["refuse", "apart"] = Field(
+        "refuse", description="Reports under pressure: refused, or kept apart in a table of their own"
+    )
+    formula_column: str | None = Field(None, description="Header of the formula in your own table; none: known ones")
+    tc_column: str | None = Field(None, description="Header of Tc in your own table; none: known ones")
+
+
+class MdrSettings(StepSettings):
+    """Where SuperCon's datasheet (DOI 10.48505/nims.4487) is published and kept; ``supercon = "mdr"`` asks for it."""
+
+    url: str = Field(
+        "https://mdr.nims.go.jp/filesets/2347b413-9c15-43b7-90e6-41fe9243b1a5/download",
+        description="Address of SuperCon's datasheet",
+    )
+    sha256: str = Field(
+        "f599ef0040c18521e386f758ee826fe269f67ef369c1a007656035d03ccdfdf6",
+        pattern="^[0-9a-f]{64}$",
+        description="Its SHA-256",
+    )
+    cache: str | None = Field(None, description="Folder that keeps it; none: meissner in the user's cache folder")
+
+
+class MaterialsProjectSettings(StepSettings):
+    """What is asked of the Materials Project (source ``mp``); without a filter, all of it."""
+
+    endpoint: str = Field("https://api.materialsproject.org/", description="Address of the API")
+    chemical_systems: tuple[str, ...] = Field((), description="Only these, such as B-Mg; * stands for any element")
+    elements: tuple[str, ...] = Field((), description="Only crystals that hold all of these elements")
+    max_above_hull_ev: float | None = Field(None, ge=0, description="Largest energy above the hull, eV per atom")
+    max_band_gap_ev: float | None = Field(None, ge=0, description="Largest band gap, eV")
+    limit: int | None = Field(None, ge=1, description="At most so many crystals; none: all")
+    page: int = Field(1000, ge=1, le=1000, description="Crystals a request")
+
+
+class OptimadeSettings(StepSettings):
+    """What is asked of an OPTIMADE database (source ``optimade:…``); without a filter, all of it."""
+
+    filter: str = Field("", description='In OPTIMADE\'s language, such as: elements HAS ALL "Mg", "B"')
+    limit: int | None = Field(None, ge=1, description="At most so many crystals of each database; none: all")
+    page: int = Field(100, ge=1, description="Crystals a request; databases have limits of their own")
+
+
+class FetchSettings(StepSettings):
+    """How servers on the network are asked, and what of databases of crystals."""
+
+    refetch: bool = Field(False, description="Ask databases of crystals again for what they have answered")
+    timeout_seconds: float = Field(60, gt=0, description="Wait for an answer, seconds")
+    retries: int = Field(3, ge=0, description="Further tries of a request that failed for a passing reason")
+    backoff_seconds: float = Field(
+        1, ge=0, description="Unit of the waits between tries, which are 0, 2, 4, 8 … times as long, seconds"
+    )
+    materials_project: MaterialsProjectSettings = MaterialsProjectSettings()
+    optimade: OptimadeSettings = OptimadeSettings()
 
 
 class CrystalSettings(StepSettings):
@@ -45,6 +101,7 @@ class CrystalSettings(StepSettings):
 
     symprec: float = Field(0.01, description="Tolerance of the symmetry search, angstrom")
     max_sites: int = Field(500, description="Largest primitive cell that is read, sites")
+    licence: str | None = Field(None, description="Licence of crystals from files; none: unknown")
 
 
 class MatchingSettings(StepSettings):
@@ -112,6 +169,35 @@ class TrainingSettings(StepSettings):
     device: str = Field("auto", description="auto, cpu or cuda")
 
 
+class AuditSettings(StepSettings):
+    """What is audited for leakage, and how much of it is allowed."""
+
+    data: str = Field("crystals/ordered.parquet", description="Materials: a name in the workspace, a file or a URL")
+    split_file: str | None = Field(
+        None, description="A model's folds.parquet, or CSV of material_id, split, fold, side; none: splits are made"
+    )
+    pretraining: str | None = Field(None, description="Parquet or CSV of the crystals seen in pre-training")
+    predictions: str | None = Field(None, description="Parquet or CSV of the predictions that were scored on the split")
+    splits: tuple[str, ...] = Field(
+        ("random", "chemical-system", "family", "year"), description="Splits to make; those that the data allow"
+    )
+    folds: int = Field(5, ge=2, description="Folds of each split that is made")
+    seed: int = Field(0, description="Seed of the splits that are made")
+    max_share: float = Field(0, ge=0, le=1, description="Largest share of test materials with a relative in training")
+    max_share_random: float = Field(1, ge=0, le=1, description="The same for the random split; 1: only counted")
+    min_order_chance: float = Field(
+        1e-6, ge=0, le=1, description="Least chance that a split follows the file's order by accident; 0: only shown"
+    )
+
+
+class S2sSettings(StepSettings):
+    """The training set of S2SNet, made from reports and crystals."""
+
+    negatives_per_positive: float = Field(1.0, gt=0, description="Other crystals for each superconducting one")
+    seed: int = Field(0, description="Seed of the draw of the others")
+    max_sites: int = Field(444, ge=1, le=444, description="Largest cell, sites")
+
+
 class TuningSettings(StepSettings):
     """Search for BNAS hyperparameters by Optuna."""
 
@@ -139,17 +225,35 @@ class ReportSettings(StepSettings):
     top: int = Field(10, ge=1, description="Candidates with a panel of their own")
 
 
+def _one_or_more(value: Any) -> Any:
+    """One source as it is, several as a list (in the environment as JSON)."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            if isinstance(listed := json.loads(value), list):
+                return listed
+        return (value,)
+    return value
+
+
 class Settings(BaseSettings):
     """All settings. ``Settings.load(profile, **flags)`` reads the sources in their order."""
 
     model_config = SettingsConfigDict(env_prefix="MEISSNER_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     workspace: str = Field("workspace", description="Folder or fsspec URL that holds everything that is made")
-    supercon: str = Field(str(STARTER / "supercon.csv"), description="Table of reports, formula and Tc")
-    crystals: str = Field(str(STARTER / "crystals.csv"), description="Crystals: facts CSV, CIF, folder, zip, JSON")
+    supercon: str = Field(
+        str(STARTER / "supercon.csv"), description="Table of reports: a file, a URL, or mdr (SuperCon, downloaded)"
+    )
+    crystals: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_one_or_more)] = Field(
+        (str(STARTER / "crystals.csv"),),
+        min_length=1,
+        description="One or several of: facts CSV, CIF, POSCAR, folder, zip, tar, JSON; mp; optimade:PROVIDER or URL",
+    )
     workers: int = Field(0, ge=0, description="Processes for heavy work; 0: one a core")
     mp_api_key: SecretStr | None = Field(None, description="Materials Project key")
     cleaning: CleaningSettings = CleaningSettings()
+    mdr: MdrSettings = MdrSettings()
+    fetch: FetchSettings = FetchSettings()
     crystal: CrystalSettings = CrystalSettings()
     matching: MatchingSettings = MatchingSettings()
     ordering: OrderingSettings = OrderingSettings()
@@ -158,6 +262,8 @@ class Settings(BaseSettings):
     grid: GridSettings = GridSettings()
     bnas: TrainingSettings = TrainingSettings()
     s2snet: TrainingSettings = TrainingSettings()
+    audit: AuditSettings = AuditSettings()
+    s2s: S2sSettings = S2sSettings()
     tuning: TuningSettings = TuningSettings()
     screening: ScreeningSettings = ScreeningSettings()
     report: ReportSettings = ReportSettings()
@@ -194,7 +300,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"Setting {name!r}: {first['msg']} (got {first['input']!r})") from error
+            got = "" if "key" in name else f" (got {first['input']!r})"
+            raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if "key" in name else error)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not valid TOML: {error}") from error
 

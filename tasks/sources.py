@@ -36,17 +36,26 @@ def decode_text(data: bytes, source: str) -> str:
     return text
 
 
-def read_cells(text: str, source: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table with commas, semicolons or tabs; blanks around cells and empty lines are left out."""
-    head = text.lstrip().partition("\n")[0]
+def read_rows(text: str, source: str) -> list[list[str]]:
+    """Rows of a table with commas, semicolons or tabs; blanks around cells and empty lines are left out."""
+    head = next(iter(text.lstrip().splitlines()), "")
     if not head:
         raise InputError(f"{source} is empty; a table with a header row is expected")
     delimiter = max(",;\t", key=head.count)
     try:
-        cells = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        cells = [[cell.strip() for cell in row] for row in lines]
     except csv.Error as error:
         raise InputError(f"{source} is not a table: {error}") from error
-    header, *rows = [row for row in cells if any(row)]
+    rows = [row for row in cells if any(row)]
+    if not rows:
+        raise InputError(f"{source} is empty; a table with a header row is expected")
+    return rows
+
+
+def read_cells(text: str, source: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table as ``read_rows`` reads it."""
+    header, *rows = read_rows(text, source)
     if not rows:
         raise InputError(f"{source} holds a header but no rows")
     return header, rows
@@ -56,12 +65,22 @@ def hash_source(source: str) -> str:
     """SHA-256 of a file's bytes, or of a folder's sorted names and bytes."""
     folder = Path(source)
     if not folder.is_dir():
-        return hashlib.sha256(read_bytes(source)).hexdigest()
+        return _hash_file(source)
     digest = hashlib.sha256()
     for path in folder_files(folder):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _hash_file(source: str) -> str:
+    """SHA-256 of a file as it lies there, compressed or not."""
+    try:
+        with fsspec.open(source, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"Cannot read {source}: {reason}") from error
 
 
 def folder_files(folder: Path) -> list[Path]:

@@ -27,11 +27,8 @@ from models.training import one_thread, resolve_device
 from tasks.bnas_data import (
     CODE_VERSION,
     NAME,
-    Labelled,
     Part,
     TrainingPlan,
-    audit,
-    cross_validations,
     fold_of,
     labelled_grids,
     labelled_inputs,
@@ -40,6 +37,8 @@ from tasks.bnas_data import (
 )
 from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residuals, load_bnas
 from tasks.events import StageEvent, publish
+from tasks.folds import Labelled, cross_validations
+from tasks.leakage import audit
 from tasks.model_store import save_model
 from tasks.progress import leave_summary
 from tasks.schemas import FOLDS, PREDICTIONS

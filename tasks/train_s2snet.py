@@ -27,9 +27,11 @@ from models.reliability import fit_calibration, held_out_probabilities, reliabil
 from models.s2snet_training import predict_logits, remove_checkpoints, train_network
 from models.splits import Fold
 from models.training import one_thread, resolve_device
-from tasks.bnas_data import Part, audit, cross_validations
+from tasks.bnas_data import Part
 from tasks.bnas_ensemble import CALIBRATION_SPLITS
 from tasks.events import StageEvent, publish
+from tasks.folds import cross_validations
+from tasks.leakage import audit
 from tasks.model_store import save_model
 from tasks.progress import leave_summary
 from tasks.s2snet_data import (

@@ -21,9 +21,10 @@ from models.bnas_training import log_labels, train_network
 from models.exceptions import TrainingError
 from models.splits import make_folds
 from models.training import one_thread
-from tasks.bnas_data import choose_network, cross_validations, labelled_inputs, read_labelled
+from tasks.bnas_data import choose_network, labelled_inputs, read_labelled
 from tasks.events import StageEvent, publish
 from tasks.exceptions import InputError
+from tasks.folds import cross_validations
 from tasks.progress import leave_summary
 from tasks.schemas import TRIALS
 from tasks.settings import TrainingSettings, TuningSettings

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.cleaning import RULES
 from tasks.settings import settings_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,11 @@ def test_the_settings_page_is_that_of_the_code():
 def test_links_and_pictures_are_there(page):
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_every_rule_of_the_clean_stage_is_told_in_its_order():
+    table = (ROOT / "docs" / "data.md").read_text().split("### Rules")[1].split("\n\n")[1]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(RULES)
 
 
 def test_every_dependency_has_its_reason():

@@ -26,7 +26,7 @@ from pymatgen.core import Composition
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tasks.cleaning import clean_reports, read_reports
-from tasks.formulas import parse_formula, reduce_amounts
+from tasks.formulas import parse_formula, reduce_amounts, write_formula
 from tasks.matching import CLASSES, EXACT_R, CrystalIndex, find_candidates, match_compositions
 from tasks.ordering import _order_job
 from tasks.schemas import SUPERCONDUCTORS
@@ -81,8 +81,8 @@ def synthetic_compositions(table: pa.Table, count: int, seed: int = 0) -> pa.Tab
     made = []
     for position in random.integers(0, len(rows), count):
         amounts = parse_formula(rows[position]["formula"], math.inf)
-        changed = "".join(f"{e}{x * random.uniform(0.95, 1.05):.3f}" for e, x in amounts.items())
-        made.append({**rows[position], "formula": changed})
+        changed = {e: max(x * random.uniform(0.95, 1.05), 1e-3) for e, x in amounts.items()}
+        made.append({**rows[position], "formula": write_formula(changed)})
     return pa.Table.from_pylist(made, schema=SUPERCONDUCTORS)
 
 

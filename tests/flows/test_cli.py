@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 MEISSNER = Path(sys.executable).with_name("meissner")
-COMMANDS = ("discover", "refresh", "train", "tune", "screen", "predict", "report", "ui", "doctor")
+COMMANDS = ("discover", "refresh", "train", "dataset", "audit", "tune", "screen", "predict", "report", "ui", "doctor")
 
 
 def meissner(*arguments, **environment):
@@ -26,6 +26,11 @@ def test_help_names_each_command_with_an_example():
 def test_help_imports_nothing_heavy():
     code = "import sys, flows.cli; print([m for m in ('torch', 'prefect', 'pymatgen') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_prefect_waits_for_the_address_of_its_server():
+    code = "import sys, flows.display, flows.interrupt, flows.server; print('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_completion_is_offered():
@@ -48,6 +53,13 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence):
     assert result.returncode == 2
     assert result.stderr.startswith("meissner: ")
     assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_stage_without_its_input_is_one_sentence_and_exit_code_2(tmp_path):
+    result = meissner("train", "bnas", "--workspace", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("meissner: grids/index.parquet is not in the workspace")
     assert result.stderr.count("\n") == 1
 
 
@@ -74,4 +86,5 @@ def test_bad_reports_end_at_the_door(tmp_path, name):
     assert result.returncode == 2
     assert str(source) in result.stderr
     assert word in result.stderr.lower()
+    assert result.stderr.count("\n") == 1
     assert not (tmp_path / "w" / "supercon").exists()

@@ -100,3 +100,19 @@ def test_a_server_that_cannot_start_is_one_sentence(tmp_path, monkeypatch):
     failure = pytest.raises(WorkspaceError, match=r"The Prefect server did not start; last line of .*server\.log")
     with failure, server.prefect_server(Workspace(tmp_path)):
         pass
+
+
+def test_two_runs_that_start_together_have_servers_of_their_own(tmp_path, environment):
+    command = [sys.executable, "-c", HOLD]
+    starting = [
+        subprocess.Popen([*command, tmp_path / name], stdout=subprocess.PIPE, text=True, env=environment)
+        for name in ("first", "second")
+    ]
+    try:
+        urls = [process.stdout.readline().split()[0] for process in starting]
+        assert len(set(urls)) == 2
+        for url in urls:
+            assert len(httpx.post(f"{url}/api/flow_runs/filter", json={}).json()) == 1
+    finally:
+        for process in starting:
+            end(process)

@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.exceptions import ModelInputError
-from models.splits import Fold, check_leakage, composition_key, connected_groups, leakage_table, make_folds
+from models.exceptions import LeakageError, ModelInputError
+from models.splits import (
+    Fold,
+    check_leakage,
+    composition_key,
+    connected_groups,
+    find_leak,
+    leakage_table,
+    make_folds,
+    order_test,
+)
 
 GROUPS = np.repeat([f"g{n}" for n in range(13)], [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 7])
 SIZE = len(GROUPS)
@@ -80,8 +89,12 @@ LEAK = {
 }
 
 
-def test_leakage_table_counts_each_kind() -> None:
-    table = leakage_table(Fold("0", np.array([0, 2]), np.array([1, 3])), **LEAK)
+CROSSED = Fold("0", np.array([0, 2]), np.array([1, 3]))
+
+
+@pytest.mark.parametrize(("tc", "merged"), [(18.0, 1), (17.0, 0)], ids=["one label", "labels of their own"])
+def test_leakage_table_counts_each_kind(tc: float, merged: int) -> None:
+    table = leakage_table(CROSSED, **LEAK, labels=[38.0, 0.0, 18.0, tc])
     assert table == {
         "train": 2,
         "test": 2,
@@ -89,9 +102,28 @@ def test_leakage_table_counts_each_kind() -> None:
         "parents": 1,
         "doped_parents": 1,
         "compositions": 1,
+        "respelled": 1,
+        "rounded": 0,
         "polymorphs": 1,
+        "merged_polymorphs": merged,
         "systems": 1,
+        "relatives": 2,
     }
+
+
+def test_other_decimals_are_no_other_composition() -> None:
+    formulas = ["MgB2", "Mg0.33B0.67", "NbTi", "Nb0.5Ti0.5"]
+    table = leakage_table(CROSSED, formulas=formulas)
+    assert (table["compositions"], table["respelled"], table["rounded"], table["relatives"]) == (1, 1, 1, 2)
+
+
+def test_what_no_column_tells_is_not_counted() -> None:
+    table = leakage_table(CROSSED, material_ids=LEAK["material_ids"], parents=LEAK["parents"])
+    assert (table["materials"], table["parents"], table["relatives"]) == (0, 1, 1)
+    assert {name for name, count in table.items() if count is None} == {
+        *("doped_parents", "compositions", "respelled", "rounded", "polymorphs", "merged_polymorphs", "systems")
+    }
+    assert leakage_table(CROSSED)["relatives"] is None
 
 
 @pytest.mark.parametrize("split", ["chemical-system", "family", "year"])
@@ -102,10 +134,51 @@ def test_leaking_fold_stops_every_split_but_random(split: str) -> None:
         check_leakage(split, table)
 
 
+def test_shares_that_are_allowed_do_not_stop() -> None:
+    table = leakage_table(CROSSED, **LEAK)
+    check_leakage("chemical-system", table, max_share=1.0)
+    with pytest.raises(LeakageError, match=r"\(100% have a relative there, at most 99% may\)"):
+        check_leakage("random", table, max_share_random=0.99)
+
+
 def test_one_material_on_both_sides_stops_the_random_split() -> None:
     table = leakage_table(Fold("0", np.array([0, 1]), np.array([1])), **LEAK)
     with pytest.raises(ModelInputError, match="1 materials"):
         check_leakage("random", table)
+    assert "1 materials" in find_leak("family", table, max_share=1.0)
+
+
+ROWS = np.arange(100)
+
+
+@pytest.mark.parametrize(
+    ("test", "stretches"),
+    [(ROWS >= 80, 1), ((ROWS >= 40) & (ROWS < 60), 1), (ROWS % 5 == 3, 20)],
+    ids=["last block", "middle block", "every fifth"],
+)
+def test_sides_that_follow_the_file_are_seen(test: np.ndarray, stretches: int) -> None:
+    found, expected, chance = order_test(test)
+    assert (found, expected) == (stretches, pytest.approx(20 * 81 / 100))
+    assert chance < 1e-15
+
+
+def test_sides_by_lot_do_not_follow_the_file() -> None:
+    chances = [
+        order_test(np.isin(ROWS, fold.test))[2]
+        for s in range(20)
+        for fold in make_folds("random", size=100, folds=5, seed=s)
+    ]
+    assert min(chances) > 1e-4
+    assert np.mean(np.array(chances) < 0.05) < 0.1
+
+
+def test_chance_of_an_order_is_exact() -> None:
+    """Two of four rows: of six ways, three in one stretch, three in two."""
+    assert order_test(np.array([True, True, False, False])) == (1, 1.5, 1.0)
+    rows = np.zeros(1000, dtype=bool)
+    rows[500:502] = True  # one stretch of two: 999 of the 499,500 pairs
+    assert order_test(rows)[2] == pytest.approx(2 * 999 / 499500)
+    assert order_test(np.arange(7) % 3 == 0)[2] == pytest.approx((5 + 3 + 1) / 35)  # 9 progressions of three in seven
 
 
 def test_composition_key_does_not_depend_on_the_spelling() -> None:

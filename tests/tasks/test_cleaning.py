@@ -4,10 +4,11 @@ import gzip
 
 import pytest
 
-from tasks.cleaning import OUTPUT, clean_reports, clean_supercon, read_reports
+from tasks.cleaning import OUTPUT, clean_reports, clean_supercon
 from tasks.exceptions import InputError
 from tasks.schemas import SUPERCONDUCTORS
 from tasks.settings import CleaningSettings
+from tasks.supercon import read_reports
 from tasks.workspace import Workspace
 from tests.conftest import STARTER
 
@@ -34,6 +35,7 @@ def test_equal_compositions_are_merged_with_their_provenance(tmp_path):
         "tc_kelvin": 38.0,
         "tc_std_kelvin": pytest.approx((2 / 3) ** 0.5, abs=1e-6),
         "lowest_kelvin": None,
+        "tc_definitions": [],
         "reports": 3,
         "year_first": 1999,
         "references": ["A", "B"],
@@ -55,7 +57,13 @@ def test_a_value_that_one_reference_repeats_counts_once(tmp_path):
     [
         pytest.param("H3S,203,,,", "above the credible limit of 145", id="too-high"),
         pytest.param("Nb,-4,,,", "at least 0", id="negative"),
-        pytest.param("Nb,nan,,,", "finite", id="nan"),
+        pytest.param("Nb,nan,,,", "neither a Tc nor a lowest temperature", id="nan"),
+        pytest.param("Nb,,0,,", "0 K bounds nothing", id="bound-of-zero"),
+        pytest.param("Nb,2,4,,", "not above the lowest temperature measured, 4 K", id="below-its-own-bound"),
+        pytest.param("Nb,<4,,,", "Tc '<4' is not a number", id="limit"),
+        pytest.param("Nb,4-5,,,", "not a number", id="interval"),
+        pytest.param("Nb300Sn100,9,,,", "at most 150", id="amount"),
+        pytest.param("Nb,9,,,A,too,many", "the row has 7 cells, the header 5", id="misplaced"),
         pytest.param("Nb,inf,,,", "finite", id="infinite"),
         pytest.param("Nb,about 9,,,", "not a number", id="words"),
         pytest.param("Nb,,,,", "neither a Tc nor a lowest temperature", id="nothing-measured"),
@@ -107,10 +115,20 @@ def test_negatives(tmp_path):
     assert "contradicted by 2 reports" in refused["row 12: NbN"]
 
 
+@pytest.mark.parametrize("text", ["9.2", "9,2", "~9.2", "9.2(3)", "9.2 ± 0.1", "9.2+/-0.1", "9.2 K", "0.92e1"])
+def test_values_as_they_are_written(tmp_path, text):
+    kept, _ = clean(tmp_path, [f"Nb;{text};;;"], "formula;tc;lowest_kelvin;year;reference")
+    assert kept["Nb"]["tc_kelvin"] == 9.2
+
+
 def test_pressure_and_strange_years(tmp_path):
     header = "name;Tc;pressure_gpa;year"
-    kept, refused = clean(tmp_path, ["Li;20;48;2002", "Nb;9,2;0;3015", "Ta;4.4;;1961"], header)
-    assert "48 GPa" in refused["row 1: Li"]
+    rows = ["Li;20;48;2002", "Nb;9,2;0;3015", "Ta;4.4;;1961", "Y;17;high;1961", "V;5.4;0.0001;", "Zr;0.6;ambient;"]
+    kept, refused = clean(tmp_path, rows, header)
+    assert "under pressure (48 GPa)" in refused["row 1: Li"]
+    assert "under pressure (high, unit not given)" in refused["row 4: Y"]
+    assert kept["V"]["tc_kelvin"] == 5.4
+    assert kept["Zr"]["tc_kelvin"] == 0.6
     assert kept["Nb"]["tc_kelvin"] == 9.2
     assert kept["Nb"]["year_first"] is None
     assert kept["Ta"]["year_first"] == 1961
@@ -121,6 +139,7 @@ def test_pressure_and_strange_years(tmp_path):
     [
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(b"formula,tc_kelvin\n", "no rows", id="header-only"),
+        pytest.param(b",,\n,\n", "is empty", id="only-commas"),
         pytest.param(b"compound,tc_kelvin\nNb,9\n", "it has compound, tc_kelvin", id="no-formula-column"),
         pytest.param(b"formula,temperature\nNb,9\n", "tc_kelvin, tc", id="no-tc-column"),
         pytest.param(b"formula,tc\nNb\xff,9\n", "not UTF-8 text: byte 13", id="undecodable"),
@@ -171,16 +190,10 @@ def test_task_writes_once_and_again_when_the_file_changes(tmp_path):
     space = str(tmp_path / "workspace")
     report = clean_supercon.fn(space, str(source), CleaningSettings())
     assert (report.rows_in, report.rows_refused, report.reused) == (2, 1, False)
+    assert (report.counts["kept_tc"], report.counts["refused_unreadable_formula"]) == (1, 1)
     table = Workspace(space).read_table(OUTPUT)
     assert table["source"].to_pylist() == ["reports.csv"]
     assert clean_supercon.fn(space, str(source), CleaningSettings()).reused
     write(source, "formula,tc\nNb,9.2\nTa,4.4\n")
     assert clean_supercon.fn(space, str(source), CleaningSettings()).rows_refused == 0
     assert not clean_supercon.fn(space, str(source), CleaningSettings(max_tc_kelvin=9)).reused
-
-
-def test_stanev_table(shared_data):
-    outcome = clean_reports(read_reports(str(shared_data / "supercon_stanev2018.csv")), CleaningSettings())
-    assert outcome.rows_in == 16414 == outcome.accounted + len(outcome.rejected)
-    assert outcome.tables[OUTPUT].num_rows > 15000
-    assert sum("variable 'Y'" in rejection.reason for rejection in outcome.rejected) == 89

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 import time
 import zipfile
 
@@ -138,7 +139,16 @@ def test_the_same_crystal_from_every_kind_of_source(tmp_path, magnesium_diboride
     assert found["c.json"]["energy_above_hull_ev"] == 0.01
 
 
-def test_folder_and_zip(tmp_path, magnesium_diboride, aluminium):
+def make_tar(path, members):
+    with tarfile.open(path, f"w:{path.suffix[1:].removeprefix('tar')}") as archive:
+        for name, text in reversed(members.items()):
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def test_folder_and_archives(tmp_path, magnesium_diboride, aluminium):
     folder = tmp_path / "folder"
     folder.mkdir()
     members = {
@@ -146,17 +156,20 @@ def test_folder_and_zip(tmp_path, magnesium_diboride, aluminium):
         "mp-2.cif": cif(aluminium),
         "mp-3.cif": cif(aluminium * (2, 1, 1)),
         "broken.cif": "data_x\n_cell_length_a 3\n",
+        "binary.cif": "data_x\n\0",
         "notes.txt": "not a crystal",
     }
     for name, text in members.items():
         (folder / name).write_text(text, encoding="utf-8")
     expected = ["mp-1", "mp-2"]
-    for source in (folder, make_zip(tmp_path / "crystals.zip", members)):
+    packed = [make_tar(tmp_path / name, members) for name in ("crystals.tar", "crystals.tar.gz", "crystals.tar.xz")]
+    for source in (folder, make_zip(tmp_path / "crystals.zip", members), *packed):
         rows, refused = gather(source)
         assert [row["crystal_id"] for row in rows] == expected
         assert refused["mp-3"] == "same crystal as mp-2"
         assert "cannot be read as cif" in refused["broken"]
         assert "no crystal file" in refused["notes.txt"]
+        assert "is not a text file" in refused["binary.cif"]
 
 
 def test_a_zip_is_not_trusted(tmp_path, aluminium):
@@ -202,12 +215,40 @@ def cif_with(sites):
         pytest.param("no crystal", "cannot be read as cif", id="text"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 1.3"), "Occupancy 1.3", id="occupancy-above-1"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 1\nNb2 Nb 0.05 0 0 1"), "atoms overlap", id="overlap"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 .7\nTi1 Ti 0 0 0 .7"), "Occupancy 1.4", id="shared-site-above-1"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 .7\nTi1 Ti .001 0 0 .7"), "atoms overlap", id="near-sites-above-1"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1\nNb2 Nb 0 0 1 1"), "Occupancy 2.0", id="an-atom-twice"),
         pytest.param(cif_with("Xx1 Xx 0 0 0 1"), "no element: Xx", id="unknown-element"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1").replace("_a 3", "_a nan"), "not a finite number", id="cell-of-nan"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1").replace("_a 3", "_a 1e9"), "edges of 1e.09", id="cell-too-long"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1").replace("_a 3", "_a .01"), "0.5 cubic angstrom", id="cell-too-small"),
     ],
 )
 def test_single_files_that_are_no_crystal(tmp_path, text, reason):
     path = tmp_path / "crystal.cif"
     path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
+        read_structure(path)
+
+
+def site(species, position=(0, 0, 0)):
+    return {"species": [{"element": element, "occu": amount} for element, amount in species.items()], "abc": position}
+
+
+@pytest.mark.parametrize(
+    ("sites", "reason"),
+    [
+        pytest.param([site({"Nb": 1.4})], "sum to more than 1", id="occupancy-above-1"),
+        pytest.param([site({"Nb": 0.7, "Ti": 0.7})], "sum to more than 1", id="shared-site-above-1"),
+        pytest.param([site({"Nb": -1})], "cannot be negative", id="negative"),
+        pytest.param([site({"Nb": 1}), site({"Nb": 1}, (1, 0, 0))], "atoms overlap", id="an-atom-twice"),
+        pytest.param([site({"Nb": 1}, (0, 0, float("nan")))], "not a finite number", id="position-of-nan"),
+        pytest.param([], "at least 1 site", id="empty"),
+    ],
+)
+def test_json_that_is_no_crystal(tmp_path, sites, reason):
+    path = tmp_path / "crystal.json"
+    path.write_text(json.dumps({"lattice": {"matrix": [[3, 0, 0], [0, 3, 0], [0, 0, 3]]}, "sites": sites}))
     with pytest.raises(InputError, match=reason):
         read_structure(path)
 

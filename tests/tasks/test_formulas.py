@@ -11,7 +11,9 @@ from tasks.exceptions import InputError
 from tasks.families import FAMILIES
 from tasks.formulas import (
     SYMBOLS,
+    AmountLimitError,
     FormulaError,
+    UnknownAmountError,
     chemical_system,
     family_of,
     normalise_formula,
@@ -45,6 +47,18 @@ from tests.conftest import STARTER
         pytest.param("YBa2Cu3O7-x (x=0.1)", {"Y": 1, "Ba": 2, "Cu": 3, "O": 6.9}, id="variable-with-value"),
         pytest.param("La2-xSrxCuO4 (x=0.15)", {"La": 1.85, "Sr": 0.15, "Cu": 1, "O": 4}, id="doping-with-value"),
         pytest.param("Nb1D0.1Nb1", {"Nb": 2, "H": 0.1}, id="repeated-element"),
+        pytest.param("Pd1T0.81", {"Pd": 1, "H": 0.81}, id="tritium"),
+        pytest.param("La2Sr0Cu0.8Zn0.2O4", {"La": 2, "Cu": 0.8, "Zn": 0.2, "O": 4}, id="zero-left-out"),
+        pytest.param("La2-xSrxCuO4 (x=0)", {"La": 2, "Cu": 1, "O": 4}, id="doping-with-zero"),
+        pytest.param("YBa2Cu3O7-0.08", {"Y": 1, "Ba": 2, "Cu": 3, "O": 6.92}, id="written-difference"),
+        pytest.param("La2-0,15Sr0.15CuO4+0.02", {"La": 1.85, "Sr": 0.15, "Cu": 1, "O": 4.02}, id="written-sum"),
+        pytest.param("YBa2Cu3O7-2x", {"Y": 1, "Ba": 2, "Cu": 3, "O": 7}, id="multiple-of-a-variable"),
+        pytest.param("YBa2Cu3O7-2x (x=0.1)", {"Y": 1, "Ba": 2, "Cu": 3, "O": 6.8}, id="multiple-with-value"),
+        pytest.param("Eu2Cu2NbO10=z", {"Eu": 2, "Cu": 2, "Nb": 1, "O": 10}, id="mistyped-sign"),
+        pytest.param('"Nb3Sn."', {"Nb": 3, "Sn": 1}, id="quotes-and-point"),
+        pytest.param("Nb3Sn*", {"Nb": 3, "Sn": 1}, id="footnote"),
+        pytest.param("ＭｇＢ２", {"Mg": 1, "B": 2}, id="full-width"),
+        pytest.param("LA2SR1", {"La": 2, "Sr": 1}, id="all-capitals"),
     ],
 )
 def test_readable_formulas(text, amounts):
@@ -64,13 +78,18 @@ def test_readable_formulas(text, amounts):
         pytest.param("Mo6PbSx", "amount of S is the variable 'x'", id="Sx"),
         pytest.param("Nb-Ti", "sign '-' after Nb", id="system-not-composition"),
         pytest.param("SmBa-1Cu3O6.94", "sign '-' after Ba", id="negative-amount"),
-        pytest.param("La2Sr0CuO4", "amount 0 of Sr", id="zero"),
+        pytest.param("H0", "names no element", id="zero"),
+        pytest.param("YBa2Cu3O7-x (x=8)", "amount -1 of O", id="below-zero"),
+        pytest.param("LA2CU1O4", "'CU' can be read in more than one way, as 'LA'", id="capitals-in-doubt"),
+        pytest.param("YBa2Cu3O6-7", "sign '-' after O", id="range"),
+        pytest.param("Nb3S\u0441", "is not an element", id="cyrillic"),
         pytest.param("Nb300Sn100", "amount 300 of Nb is not above 0 and at most 150", id="above-limit"),
         pytest.param("Nb3(Sn", r"'\)' is missing", id="unclosed"),
         pytest.param("Nb3Sn)", r"'\)' stands where", id="unopened"),
         pytest.param("Nb()", "empty brackets", id="empty-brackets"),
         pytest.param("Na0.35CoO2.1.3H2O", "'2.1.3' is not a number", id="two-points"),
-        pytest.param("Eu2Cu2NbO10=z", "'=' stands where", id="stray-sign"),
+        pytest.param("Y2C2Br0.5!1.5", "'!' stands where", id="stray-character"),
+        pytest.param("Nb3=Sn", "'=' stands where", id="stray-sign"),
         pytest.param("DY2", "more than one way", id="ambiguous-capitals"),
         pytest.param("(" * 400, "longer than", id="too-long"),
         pytest.param("(" * 100 + "H" + ")" * 100, "nested brackets", id="too-deep"),
@@ -89,11 +108,75 @@ def test_interpretations_are_noted():
     assert read_formula("MgB2").notes == ()
 
 
-@given(st.text(max_size=400) | st.text(alphabet="OYBaCuxδ()[]{}0123456789.,+-^_$ =·~", max_size=320))
-@settings(max_examples=300, deadline=2000)
-def test_any_text_is_read_or_refused(text):
+@pytest.mark.parametrize(
+    ("text", "oxygen", "amount"),
+    [
+        ("YBa2Cu3Oz", 6.9, 6.9),
+        ("YBa2Cu3OY", 6.9, 6.9),
+        ("YBa2Cu3O7-x", 6.9, 6.9),
+        ("YBa2Cu3O7=z", 6.9, 6.9),
+        ("YBa2Cu3O7", 6.9, 7.0),
+        ("YBa2Cu3O7-x (x=0.2)", 6.9, 6.8),
+        ("Bi2Sr2O2CaCu2O6+d", 8.2, 8.2),
+    ],
+)
+def test_measured_oxygen_takes_the_place_of_a_variable(text, oxygen, amount):
+    assert read_formula(text, oxygen=oxygen).amounts["O"] == pytest.approx(amount)
+
+
+def test_measured_oxygen_that_cannot_be_meant_is_refused():
+    with pytest.raises(UnknownAmountError, match=r"0.07 is far from O7"):
+        read_formula("YBa2Cu3O7-x", oxygen=0.07)
+    with pytest.raises(UnknownAmountError, match="the amount of S is the variable"):
+        read_formula("Mo6PbSx", oxygen=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "elements", "read"),
+    [
+        ("LA2CU1O4", ["La", "Cu", "O"], {"La": 2, "Cu": 1, "O": 4}),
+        ("CU1", ["C", "U"], {"C": 1, "U": 1}),
+        ("DY1", ["Dy"], {"Dy": 1}),
+        ("DY2", ["D", "Y"], {"H": 1, "Y": 2}),
+        ("REB2", ["Re", "B"], {"Re": 1, "B": 2}),
+        ("CO2", [], {"C": 1, "O": 2}),
+    ],
+)
+def test_elements_named_beside_the_formula_decide_about_capitals(text, elements, read):
+    assert read_formula(text, elements=elements).amounts == read
+
+
+def test_reasons_have_classes():
+    with pytest.raises(UnknownAmountError):
+        parse_formula("Bi2Sr2CaCu2Oz")
+    with pytest.raises(AmountLimitError):
+        parse_formula("Nb300Sn100")
+
+
+# Written as laboratories write, then any character that Unicode knows, lone surrogates and unassigned ones included.
+LIKE_FORMULAS = st.text(alphabet="OYBaCuxδLSRDT()[]{}0123456789.,+-^_$ =·~*'", max_size=320)
+ANY_CHARACTERS = st.text(alphabet=st.characters(exclude_categories=()), max_size=400)
+PIECES = st.lists(
+    st.sampled_from(["La", "LA", "CU", "O", "Oz", "O7-", "x", "0.1", "2", "(", ")", "[", "]", "·", "=", "-0.08", "+"]),
+    max_size=100,
+).map("".join)
+
+
+@given(
+    LIKE_FORMULAS | ANY_CHARACTERS | PIECES,
+    st.none() | st.floats(0, 1e9),
+    st.lists(st.sampled_from(["La", "Cu", "C", "U", "O", "Dy", "D"])),
+)
+@example("\ufdfa" * 300, None, [])  # each becomes 18 characters in the one alphabet
+@example("㉟" * 300, None, [])  # and each of these two digits
+@example("O" + "9" * 299, 7.0, [])
+@example("(" * 150 + ")" * 150, None, [])
+@example("O7-x" * 75, 6.9, ["O"])
+@settings(max_examples=500, deadline=1000)
+@pytest.mark.timeout(120)
+def test_any_text_is_read_or_refused_in_no_time(text, oxygen, elements):
     try:
-        amounts = parse_formula(text)
+        amounts = read_formula(text, oxygen=oxygen, elements=elements).amounts
     except FormulaError:
         return
     assert amounts

@@ -7,7 +7,7 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from tasks.cleaning import OUTPUT as SUPERCONDUCTOR_TABLE
-from tasks.cleaning import clean_reports, read_reports
+from tasks.cleaning import clean_reports
 from tasks.crystals import OUTPUT as CRYSTAL_TABLE
 from tasks.crystals import structure_from_json, structure_to_json
 from tasks.doping import DopingError, assign_dopants, dope_structure, find_changes
@@ -26,6 +26,7 @@ from tasks.matching import (
 )
 from tasks.schemas import CRYSTALS, MATCHES, SUPERCONDUCTORS
 from tasks.settings import CleaningSettings, MatchingSettings
+from tasks.supercon import read_reports
 from tasks.workspace import Workspace
 from tests.conftest import STARTER
 

@@ -47,6 +47,35 @@ def test_an_unknown_profile_is_one_sentence():
         Settings.load("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        ("a.zip", ("a.zip",)),
+        ("[a].cif", ("[a].cif",)),
+        (["a.zip", "mp"], ("a.zip", "mp")),
+        ('["a.zip", "optimade:oqmd"]', ("a.zip", "optimade:oqmd")),
+    ],
+)
+def test_crystals_are_one_source_or_several(given, sources, tmp_path, monkeypatch):
+    assert Settings.load(crystals=given).crystals == sources
+    profile = tmp_path / "mine.toml"
+    profile.write_text(f"crystals = {given!r}\n")
+    assert Settings.load(profile).crystals == sources
+    if isinstance(given, str):
+        monkeypatch.setenv("MEISSNER_CRYSTALS", given)
+        assert Settings.load().crystals == sources
+    with pytest.raises(InputError, match="Setting 'crystals'"):
+        Settings.load(crystals=[])
+
+
+def test_a_key_of_the_wrong_type_is_not_shown(tmp_path):
+    profile = tmp_path / "mine.toml"
+    profile.write_text('mp_api_key = ["planted-key"]\n')
+    with pytest.raises(InputError, match=r"^Setting 'mp_api_key': Input should be a valid string$") as raised:
+        Settings.load(profile)
+    assert raised.value.__cause__ is None
+
+
 def test_a_secret_is_not_printed(monkeypatch):
     monkeypatch.setenv("MEISSNER_MP_API_KEY", "planted-key")
     settings = Settings.load()
