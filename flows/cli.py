@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a network and judge it on held-out folds. Example: meissner train bnas --epochs 50")
 app.add_typer(train, name="train", no_args_is_help=True)
+retry = typer.Typer(help="Start again what failed. Example: meissner retry failed --reason converge")
+app.add_typer(retry, name="retry", no_args_is_help=True)
 
 dataset = typer.Typer(help="Build a training set from the workspace. Example: meissner dataset s2s --export s2s.jsonl")
 app.add_typer(dataset, name="dataset", no_args_is_help=True)
@@ -104,6 +106,22 @@ def refresh(
 
         flow(**_inputs(settings), until=until, **_steps(settings, *DATA_STEPS), processes=settings.processes)
     print_rules(console, place)
+
+
+@retry.command("failed")
+def retry_failed(
+    profile: Profile = None,
+    workspace: Place = None,
+    reason: Annotated[str | None, typer.Option(help="Words of the reason; without: what failed in passing")] = None,
+    engine: Engine = None,
+    limit: Limit = None,
+) -> None:
+    """Calculate again what failed. Example: meissner retry failed --reason converge"""
+    settings = _settings(profile, workspace=workspace, bands={"engine": engine, "limit": limit})
+    with _run(settings, ("bands", "grid")):
+        from flows.retry import retry_failed as flow
+
+        flow(settings.workspace, reason, **_steps(settings, "bands", "gpaw", "grid"), processes=settings.processes)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, **choices: Any) -> None:

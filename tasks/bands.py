@@ -213,6 +213,23 @@ def read_failures(workspace: Workspace) -> list[dict[str, Any]]:
     return [workspace.read_json(name) for name in workspace.list(f"{FAILED_FOLDER}/*.json")]
 
 
+def forget_failures(workspace: Workspace, reason: str | None = None) -> int:
+    """Let failed calculations be tried again, and give their number.
+
+    Parameters
+    ----------
+    reason
+        Words of the reason, in any case. Without them: failures for a passing reason (killed, disk full).
+    """
+    forgotten = 0
+    for name in workspace.list(f"{FAILED_FOLDER}/*.json"):
+        failure = workspace.read_json(name)
+        if failure["retryable"] if reason is None else reason.lower() in failure["reason"].lower():
+            workspace.remove(name)
+            forgotten += 1
+    return forgotten
+
+
 def part_name(material_id: str) -> str:
     """Name of the file with a material's calculated bands."""
     return f"bands/{safe_name(material_id)}.parquet"

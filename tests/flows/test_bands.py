@@ -5,8 +5,10 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from flows.bands import bands
+from flows.retry import retry_failed
 from tasks.bands import read_bands
 from tasks.engines.gpaw import gpaw_available
+from tasks.exceptions import InputError
 from tasks.settings import BandSettings, GpawSettings
 from tasks.workspace import Workspace
 from tests.tasks.test_bands import CELLS, make_row, write_bundle, write_ordered
@@ -48,12 +50,16 @@ def test_real_crystals_bad_ones_refused_and_nothing_calculated_twice(place):
 
 @pytest.mark.gpaw
 @pytest.mark.skipif(not gpaw_available(), reason=gpaw_available().reason)
-def test_time_limit_stops_a_calculation_and_says_so(place):
+def test_time_limit_stops_a_calculation_and_a_retry_finishes_it(place):
     write_ordered(place, {"Nb-229": CELLS["Nb-229"]})
     report = bands(place.url, BandSettings(bundled=None), COARSE.model_copy(update={"seconds": 0.5}), processes=1)
     assert report.rows_refused == 1
     assert "stopped at the time limit of 0.5 s" in refusals(place)["Nb-229"]["reason"]
     assert place.list("bands/*.parquet") == []
+    with pytest.raises(InputError, match="has failed for a reason that holds 'memory'"):
+        retry_failed(place.url, "memory", BandSettings(bundled=None), COARSE)
+    again, grids = retry_failed(place.url, "time limit", BandSettings(bundled=None), COARSE)
+    assert again.counts["calculated"] == grids.counts["grids"] == 1
 
 
 def test_without_calculations_the_bundled_bands_are_there(place, tmp_path):

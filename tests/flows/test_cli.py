@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 MEISSNER = Path(sys.executable).with_name("meissner")
-COMMANDS = ("discover", "refresh", "train", "dataset", "audit", "tune", "screen", "predict", "report", "ui", "doctor")
+COMMANDS = (
+    "discover",
+    "refresh",
+    "train",
+    "retry",
+    "dataset",
+    "audit",
+    "tune",
+    "screen",
+    "predict",
+    "report",
+    "ui",
+    "doctor",
+)
 
 
 def meissner(*arguments, **environment):

@@ -13,7 +13,7 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from tasks import bands
-from tasks.bands import adopt_bands, plan_calculations, prepare_calculations, read_bands
+from tasks.bands import adopt_bands, forget_failures, plan_calculations, prepare_calculations, read_bands
 from tasks.crystals import structure_hash, structure_to_json
 from tasks.engines import Availability, PassingEngineError
 from tasks.engines.document import band_row, hash_bands
@@ -231,6 +231,16 @@ def test_a_failure_is_refused_with_its_reason_and_the_rest_goes_on(workspace, fa
     plan, later = run(workspace, BandSettings())
     assert plan.materials == (("Nb-229",) if again else ())
     assert later.counts["bands"] == (4 if again else 3)
+
+
+def test_failures_are_forgotten_by_kind_or_by_words(workspace):
+    run(workspace, BandSettings(), FreeElectrons(failing="Nb-229: did not converge"))
+    assert forget_failures(workspace) == 0, "it failed for good"
+    assert forget_failures(workspace, "memory") == 0
+    assert forget_failures(workspace, "Converge") == 1
+    plan, report = run(workspace, BandSettings())
+    assert plan.materials == ("Nb-229",)
+    assert report.counts["bands"] == 4
 
 
 def test_a_crystal_that_the_engine_refuses_is_refused_with_its_reason(workspace):
