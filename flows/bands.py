@@ -1,18 +1,16 @@
 """Band structures: bundled ones are adopted, missing ones calculated, every job of every material a task run."""
 
 from datetime import UTC, datetime
-from typing import Any
 
-from jobflow import JobStore
-from maggma.stores import MemoryStore
 from prefect import flow
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.bands import adopt_bundled, finish_bands, make_engine, plan_bands, prepare_calculations
-from tasks.engines import is_passing
+from tasks.engines import BandEngine, is_passing
+from tasks.job_store import open_job_store
 from tasks.jobflow_prefect import run_on_prefect
 from tasks.progress import stage_progress
-from tasks.settings import BandSettings, GpawSettings
+from tasks.runners import DFT_TAG, limit_everywhere, make_task_runner
+from tasks.settings import BandSettings, ClusterSettings, GpawSettings, VaspSettings
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
@@ -22,6 +20,8 @@ def bands(
     workspace: str,
     settings: BandSettings = BandSettings(),
     gpaw: GpawSettings = GpawSettings(),
+    vasp: VaspSettings = VaspSettings(),
+    cluster: ClusterSettings = ClusterSettings(),
     processes: int = 1,
 ) -> StageReport:
     """Give every ordered crystal its band structure.
@@ -33,25 +33,41 @@ def bands(
     """
     started = datetime.now(UTC)
     adopt_bundled(workspace, settings)
-    plan = plan_bands(workspace, settings, gpaw)
+    plan = plan_bands(workspace, settings, gpaw, vasp)
     if plan.materials:
-        calculate(workspace, plan.materials, gpaw, settings.at_once or processes)
+        engine = make_engine(workspace, settings, gpaw, vasp)
+        retries = vasp.retries if settings.engine == "vasp" else gpaw.retries
+        calculate(workspace, plan.materials, engine, settings, cluster, settings.at_once or processes, retries)
     return finish_bands(workspace, settings, plan, started)
 
 
-def calculate(workspace: str, materials: tuple[str, ...], gpaw: GpawSettings, at_once: int) -> None:
-    """Calculate materials, at most so many at once; each thread waits for a process of its own."""
-    threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=at_once)
-    with stage_progress("bands", len(materials)) as advance, threads as runner:
-        jobs, on_finish = prepare_calculations(Workspace(workspace), materials, make_engine(workspace, gpaw), advance)
+def calculate(
+    workspace: str,
+    materials: tuple[str, ...],
+    engine: BandEngine,
+    settings: BandSettings,
+    cluster: ClusterSettings,
+    at_once: int,
+    retries: int,
+) -> None:
+    """Calculate materials: jobs in threads where each waits for a process of its own, else in processes or on Slurm."""
+    limit_everywhere(settings.at_once_everywhere)
+    with stage_progress("bands", len(materials)) as advance:
+        jobs, on_finish = prepare_calculations(Workspace(workspace), materials, engine, advance)
         if not jobs.jobs:  # the engine refused every one of them
             return
-        run_on_prefect(
-            jobs,
-            store=JobStore(MemoryStore()),
-            log=False,
-            task_runner=runner,
-            retries=gpaw.retries,
-            retry_condition=is_passing,
-            on_finish=on_finish,
-        )
+        with make_task_runner(cluster, at_once, processes=engine.run_folder is not None) as runner:
+            run_on_prefect(
+                jobs,
+                store=open_job_store(workspace, settings.store),
+                root_dir=engine.run_folder,
+                create_folders=engine.run_folder is not None,
+                log=False,
+                task_runner=runner,
+                retries=retries,
+                retry_delay_seconds=[settings.retry_delay_seconds * 2**number for number in range(retries)],
+                retry_condition=is_passing,
+                explain=engine.explain,
+                tags=[DFT_TAG],
+                on_finish=on_finish,
+            )

@@ -39,7 +39,7 @@ Folds = Annotated[int | None, typer.Option(help="Folds of each cross-validation"
 Split = Annotated[list[str] | None, typer.Option(help="random, chemical-system, family or year; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, folds and batches")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda")]
-Engine = Annotated[str | None, typer.Option(help="Band engine for materials without bands: gpaw or none")]
+Engine = Annotated[str | None, typer.Option(help="Band engine for materials without bands: gpaw, vasp or none")]
 Limit = Annotated[int | None, typer.Option(help="At most so many new band calculations")]
 Supercon = Annotated[str | None, typer.Option(help="Table of reports: a file, a URL, or mdr (SuperCon, downloaded)")]
 FormulaColumn = Annotated[str | None, typer.Option(help="Header of the formula in a table of your own")]
@@ -50,7 +50,7 @@ Crystals = Annotated[
 ]
 Refetch = Annotated[bool, typer.Option("--refetch", help="Ask databases again for what they have answered already")]
 
-DATA_STEPS = ("cleaning", "mdr", "fetch", "crystal", "matching", "ordering", "bands", "gpaw", "grid")
+DATA_STEPS = ("cleaning", "mdr", "fetch", "crystal", "matching", "ordering", "bands", "gpaw", "vasp", "cluster", "grid")
 NETWORK_STEPS = ("bnas", "s2snet", "screening", "report")
 
 
@@ -121,7 +121,8 @@ def retry_failed(
     with _run(settings, ("bands", "grid")):
         from flows.retry import retry_failed as flow
 
-        flow(settings.workspace, reason, **_steps(settings, "bands", "gpaw", "grid"), processes=settings.processes)
+        steps = _steps(settings, "bands", "gpaw", "vasp", "cluster", "grid")
+        flow(settings.workspace, reason, **steps, processes=settings.processes)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, **choices: Any) -> None:

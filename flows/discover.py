@@ -10,6 +10,7 @@ from flows.train_s2snet import train_s2snet
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
+    ClusterSettings,
     CrystalSettings,
     FetchSettings,
     GpawSettings,
@@ -20,6 +21,7 @@ from tasks.settings import (
     ReportSettings,
     ScreeningSettings,
     TrainingSettings,
+    VaspSettings,
 )
 from tasks.stages import StageReport
 
@@ -37,6 +39,8 @@ def discover(
     ordering: OrderingSettings = OrderingSettings(),
     bands: BandSettings = BandSettings(),
     gpaw: GpawSettings = GpawSettings(),
+    vasp: VaspSettings = VaspSettings(),
+    cluster: ClusterSettings = ClusterSettings(),
     grid: GridSettings = GridSettings(),
     bnas: TrainingSettings = TrainingSettings(),
     s2snet: TrainingSettings = TrainingSettings(),
@@ -64,6 +68,8 @@ def discover(
         ordering=ordering,
         bands=bands,
         gpaw=gpaw,
+        vasp=vasp,
+        cluster=cluster,
         grid=grid,
         processes=processes,
     )

@@ -14,6 +14,7 @@ from tasks.ordering import order_crystals
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
+    ClusterSettings,
     CrystalSettings,
     FetchSettings,
     GpawSettings,
@@ -21,6 +22,7 @@ from tasks.settings import (
     MatchingSettings,
     MdrSettings,
     OrderingSettings,
+    VaspSettings,
 )
 from tasks.stages import StageReport
 
@@ -42,6 +44,8 @@ def refresh(
     ordering: OrderingSettings = OrderingSettings(),
     bands: BandSettings = BandSettings(),
     gpaw: GpawSettings = GpawSettings(),
+    vasp: VaspSettings = VaspSettings(),
+    cluster: ClusterSettings = ClusterSettings(),
     grid: GridSettings = GridSettings(),
     processes: int = 1,
 ) -> list[StageReport]:
@@ -61,7 +65,7 @@ def refresh(
         "crystals": lambda: gather_crystals(workspace, crystals, fetch, crystal, processes),
         "match": lambda: match_crystals(workspace, matching),
         "order": lambda: order_crystals(workspace, ordering, processes),
-        "bands": lambda: compute_bands(workspace, bands, gpaw, processes),
+        "bands": lambda: compute_bands(workspace, bands, gpaw, vasp, cluster, processes),
         "grid": lambda: make_grids(workspace, grid, processes),
     }
     reports = [stages[stage]() for stage in STAGES[: STAGES.index(until) + 1]]

@@ -6,7 +6,7 @@ from flows.bands import bands as compute_bands
 from flows.grids import grids as make_grids
 from tasks.bands import forget_failures
 from tasks.exceptions import InputError
-from tasks.settings import BandSettings, GpawSettings, GridSettings
+from tasks.settings import BandSettings, ClusterSettings, GpawSettings, GridSettings, VaspSettings
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
@@ -17,6 +17,8 @@ def retry_failed(
     reason: str | None = None,
     bands: BandSettings = BandSettings(),
     gpaw: GpawSettings = GpawSettings(),
+    vasp: VaspSettings = VaspSettings(),
+    cluster: ClusterSettings = ClusterSettings(),
     grid: GridSettings = GridSettings(),
     processes: int = 1,
 ) -> list[StageReport]:
@@ -29,4 +31,4 @@ def retry_failed(
     if not forget_failures(Workspace(workspace), reason):
         asked = f"a reason that holds {reason!r}" if reason else "a passing reason; name another with --reason"
         raise InputError(f"No calculation in the workspace {workspace} has failed for {asked}")
-    return [compute_bands(workspace, bands, gpaw, processes), make_grids(workspace, grid, processes)]
+    return [compute_bands(workspace, bands, gpaw, vasp, cluster, processes), make_grids(workspace, grid, processes)]

@@ -7,6 +7,7 @@ not to a name: several materials with one structure share them.
 
 import hashlib
 import re
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from tasks.exceptions import EngineError, InputError
 from tasks.jobflow_prefect import OnFinish
 from tasks.progress import Advance, leave_summary, silent
 from tasks.schemas import BANDS
-from tasks.settings import BandSettings, GpawSettings
+from tasks.settings import BandSettings, GpawSettings, VaspSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
 from tasks.workspace import Workspace
 
@@ -362,12 +363,19 @@ def _renamed(table: pa.Table, material_ids: list[str]) -> pa.Table:
     return table.set_column(column, BANDS.field("material_id"), pa.array(material_ids, pa.string()))
 
 
-def make_engine(workspace: str, gpaw: GpawSettings) -> GpawBandMaker:
-    """The GPAW engine, with its running calculations under a local workspace or the machine's scratch folder."""
+def make_engine(workspace: str, settings: BandSettings, gpaw: GpawSettings, vasp: VaspSettings) -> BandEngine:
+    """The engine that is chosen, with its running calculations in the folder that is named or under the workspace.
+
+    Where the workspace is not local and no folder is named, they run in the machine's scratch folder.
+    """
     place = Workspace(workspace)
-    if place.is_local:
-        return GpawBandMaker(settings=gpaw, folder=str(place.local("scratch/gpaw").resolve()))
-    return GpawBandMaker(settings=gpaw)
+    scratch = place.local("scratch") if place.is_local else Path(tempfile.gettempdir()) / "meissner"
+    folder = Path(settings.folder).expanduser() if settings.folder else scratch
+    if settings.engine == "vasp":
+        from tasks.engines.vasp import VaspBandMaker
+
+        return VaspBandMaker(settings=vasp, run_folder=str((folder / "vasp").resolve()))
+    return GpawBandMaker(settings=gpaw, folder=str((folder / "gpaw").resolve()))
 
 
 @task(name="adopt bands", task_run_name="adopt bands")
@@ -377,9 +385,9 @@ def adopt_bundled(workspace: str, settings: BandSettings) -> int:
 
 
 @task(name="plan bands", task_run_name="plan bands")
-def plan_bands(workspace: str, settings: BandSettings, gpaw: GpawSettings) -> Plan:
+def plan_bands(workspace: str, settings: BandSettings, gpaw: GpawSettings, vasp: VaspSettings) -> Plan:
     """Choose what is calculated; see ``plan_calculations``."""
-    plan = plan_calculations(Workspace(workspace), settings, make_engine(workspace, gpaw))
+    plan = plan_calculations(Workspace(workspace), settings, make_engine(workspace, settings, gpaw, vasp))
     if plan.no_engine and plan.refused:
         get_run_logger().warning("%d crystals stay without bands: %s", len(plan.refused), plan.no_engine)
     return plan

@@ -15,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,11 +31,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from prefect.utilities.annotations import opaque
 
 Responses = dict[str, dict[int, Response]]
 OnFinish = Callable[[Job, BaseException | None], None]
 RetryCondition = Callable[[BaseException], bool]
+Explain = Callable[[Job, BaseException, Path], BaseException]
 
 RECORD = "prefect"  # field of a job's document in the store: what its response said beside the output
 DIVERSIONS = ("replace", "detour", "addition")  # in the order in which they run
@@ -53,6 +53,8 @@ class JobOptions:
     retries: int = 0
     retry_delay_seconds: float | list[float] = 10.0
     retry_condition: RetryCondition | None = None
+    explain: Explain | None = None
+    tags: tuple[str, ...] = ()
 
 
 def run_on_prefect(
@@ -68,6 +70,8 @@ def run_on_prefect(
     retries: int = 0,
     retry_delay_seconds: float | list[float] = 10.0,
     retry_condition: RetryCondition | None = None,
+    explain: Explain | None = None,
+    tags: Sequence[str] = (),
     task_runner: TaskRunner | None = None,
     on_finish: OnFinish | None = None,
 ) -> Responses:
@@ -92,6 +96,11 @@ def run_on_prefect(
         Raise the first failure as it happens. Jobs that are running then finish; nothing new starts.
     retries, retry_delay_seconds, retry_condition
         Further tries of a failing job, the wait before each, and for which errors (all, if not given).
+    explain
+        Called where a job failed, with the job, its error and its folder; gives the error to raise in its place. Errors
+        travel between processes, so those that cannot be pickled need it.
+    tags
+        Further tags of every task run; a concurrency limit on one of them holds for all flows of the server.
     task_runner
         A started task runner (inside its ``with`` block) in place of the surrounding flow's.
     on_finish
@@ -113,7 +122,7 @@ def run_on_prefect(
     job_store = SETTINGS.JOB_STORE if store is None else store
     job_store.connect()
     folder = Path(root_dir or Path.cwd()).resolve() if (root_dir or create_folders) else None
-    options = JobOptions(folder, create_folders, retries, retry_delay_seconds, retry_condition)
+    options = JobOptions(folder, create_folders, retries, retry_delay_seconds, retry_condition, explain, tuple(tags))
     _isolate_current_job()
     run = _Run(job_store, options, raise_immediately, task_runner, on_finish)
     success = run.execute(checked) if task_runner or FlowRunContext.get() else _execute_in_a_flow(run, checked)
@@ -219,13 +228,12 @@ class _Run:
         one = _run_job.with_options(
             name=job.name,
             task_run_name=_plain(job.name),
-            tags=job_tags(job),
+            tags=[*options.tags, *job_tags(job)],
             retries=options.retries,
             retry_delay_seconds=options.retry_delay_seconds,
             retry_condition_fn=_condition(options.retry_condition),
         )
-        parameters = {"job": opaque(job), "store": opaque(self.store), "options": opaque(options)}
-        future = self._runner().submit(one, parameters)
+        future = self._runner().submit(one, {"work": _Work(job, self.store, options)})
         future.add_done_callback(lambda _: self.done.put((level, job, future)))
 
     def _runner(self) -> TaskRunner:
@@ -284,16 +292,36 @@ def _execute_in_a_flow(run: _Run, checked: Flow) -> bool:
     return bool(prefect.flow(name=checked.name, task_runner=runner)(jobs)())
 
 
+class _Work:
+    """What a task run needs. A plain object: neither Prefect nor Dask looks for futures in it or rebuilds it."""
+
+    def __init__(self, job: Job, store: JobStore, options: JobOptions) -> None:
+        self.job, self.store, self.options = job, store, options
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _run_job(job: Job, store: JobStore, options: JobOptions) -> Response:
+def _run_job(work: _Work) -> Response:
     """Run one job where the options say, and record in the store what its response asked for."""
+    job, store, options = work.job, work.store, work.options
     _isolate_current_job()
     store.connect()  # in another process it comes closed
     with _job_folder(options) as folder:
-        response = job.run(store=store)
+        response, failure = _attempt(work, folder)
+    if failure is not None:
+        raise failure  # alone: what it came from may not survive the way to another process
     response.job_dir = folder
     write_record(store, job, response)
     return response
+
+
+def _attempt(work: _Work, folder: Path) -> tuple[Response, BaseException | None]:
+    """The job's response, or what its failure is to be told as."""
+    try:
+        return work.job.run(store=work.store), None
+    except Exception as error:
+        if work.options.explain is None:
+            raise
+        return Response(), work.options.explain(work.job, error, folder)
 
 
 @contextlib.contextmanager

@@ -131,6 +131,7 @@ BANDS = pa.schema(
         pa.field("engine", pa.string(), nullable=False),
         pa.field("engine_version", pa.string(), nullable=False),
         pa.field("engine_settings", pa.string(), nullable=False),  # JSON
+        pa.field("pseudopotentials", pa.string()),  # names of the data sets, by element
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("bands_hash", pa.string(), nullable=False),  # of structure, k points, energies and E_F
     ]

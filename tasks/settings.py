@@ -136,16 +136,73 @@ class GpawSettings(StepSettings):
     retries: int = Field(1, ge=0, description="Further tries of a calculation that failed for a passing reason")
 
 
+class VaspSettings(StepSettings):
+    """The production engine: the user's own VASP, run by atomate2 and custodian with the MIT parameters."""
+
+    command: str | None = Field(
+        None, description="How VASP is started, such as: srun vasp_std; none: atomate2's own setting"
+    )
+    potcars: str | None = Field(
+        None, description="Folder of POTCARs in pymatgen's layout; none: pymatgen's own setting (PMG_VASP_PSP_DIR)"
+    )
+    potcar_functional: Literal["PBE", "PBE_52", "PBE_54", "PBE_64"] = Field(
+        "PBE", description="Release of the POTCARs; the MIT parameters name those of PBE"
+    )
+    relax: bool = Field(True, description="Relax cell and atoms before the bands")
+    line: bool = Field(True, description="Also calculate bands along lines of high symmetry")
+    band_density: float = Field(4.5, gt=0, description="k points of the uniform bands per inverse angstrom")
+    extra_bands: int = Field(10, ge=1, description="Bands above the occupied ones (18 at least in all)")
+    seconds: float = Field(86400, gt=0, description="Wall time of one job, seconds; VASP is told to stop before")
+    corrections: int = Field(5, ge=0, description="Corrections of errors by custodian in one job")
+    retries: int = Field(2, ge=0, description="Further tries of a job that failed for a passing reason")
+
+
 class BandSettings(StepSettings):
     """Where band structures come from and how many calculations run."""
 
-    engine: Literal["gpaw", "none"] = Field("gpaw", description="Engine for materials that have no bands yet")
+    engine: Literal["gpaw", "vasp", "none"] = Field("gpaw", description="Engine for materials that have no bands yet")
     bundled: str | None = Field(
         str(STARTER / "bands.parquet"), description="Parquet file of finished bands, used where the structure agrees"
     )
     limit: int | None = Field(None, ge=0, description="At most so many new calculations; none: all")
     max_sites: int = Field(8, description="Largest cell that is calculated, sites")
-    at_once: int = Field(0, ge=0, description="Calculations at once; 0: one a core")
+    at_once: int = Field(0, ge=0, description="Calculations at once on this machine; 0: one a core")
+    at_once_everywhere: int = Field(
+        0,
+        ge=0,
+        description="Calculations at once in all flows of the Prefect server (limit on the tag dft); 0: no limit",
+    )
+    retry_delay_seconds: float = Field(
+        10, ge=0, description="Wait before the first further try; each later one is twice as long, seconds"
+    )
+    store: str = Field(
+        "files", description="Documents of jobs: files (in the workspace), memory, or a file like jobflow's JOB_STORE"
+    )
+    folder: str | None = Field(
+        None, description="Folder of running calculations, which every worker reaches; none: scratch of the workspace"
+    )
+
+
+class ClusterSettings(StepSettings):
+    """Where band calculations run: this machine, or Slurm by way of Dask."""
+
+    kind: Literal["local", "slurm"] = Field("local", description="This machine, or Slurm")
+    jobs: int = Field(10, ge=1, description="Slurm jobs at most, one calculation at a time in each")
+    least_jobs: int = Field(0, ge=0, description="Slurm jobs that are kept even if nothing waits")
+    cores: int = Field(1, ge=1, description="Cores of a Slurm job")
+    memory: str = Field("4GiB", description="Memory of a Slurm job")
+    wall_time: str = Field(
+        "24:00:00", pattern=r"^(\d+-)?\d+:\d\d:\d\d$", description="Limit of a Slurm job, [days-]hours:minutes:seconds"
+    )
+    partition: str | None = Field(None, description="Slurm partition; none: the default one")
+    account: str | None = Field(None, description="Account that is charged")
+    interface: str | None = Field(None, description="Network interface by which Slurm jobs reach this machine")
+    scratch: str | None = Field(None, description="Folder on the nodes for what workers spill; none: Dask's choice")
+    logs: str | None = Field(None, description="Folder for the output of Slurm jobs; none: nothing but Slurm's own")
+    prologue: tuple[str, ...] = Field(
+        (), description="Lines of the job script before the worker, such as: module load vasp"
+    )
+    options: tuple[str, ...] = Field((), description="Further options of sbatch, such as: --constraint=cpu")
 
 
 class GridSettings(StepSettings):
@@ -259,6 +316,8 @@ class Settings(BaseSettings):
     ordering: OrderingSettings = OrderingSettings()
     bands: BandSettings = BandSettings()
     gpaw: GpawSettings = GpawSettings()
+    vasp: VaspSettings = VaspSettings()
+    cluster: ClusterSettings = ClusterSettings()
     grid: GridSettings = GridSettings()
     bnas: TrainingSettings = TrainingSettings()
     s2snet: TrainingSettings = TrainingSettings()

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tasks.engines.gpaw_worker import band_gap
 from tasks.exceptions import InputError
 from tasks.kpoints import Floats, deduce_grid, point_group
 
+DECIMALS = 5  # VASP writes energies to 1e-4 eV
 SYMPREC = 1e-3  # angstrom, for the images of listed k points where the file does not name the grid
 
 
@@ -20,7 +22,44 @@ def read_vasprun(path: Path, material_id: str | None = None) -> dict[str, Any]:
     InputError
         For a file that is missing, cut short or not VASP's, and for a run along lines.
     """
+    return _uniform_bands(_parse(path), path, material_id)
+
+
+def read_calculation(path: Path) -> dict[str, Any]:
+    """Columns of the table BANDS that a run on a uniform grid tells, its ``structure``, and VASP's version.
+
+    Raises
+    ------
+    InputError
+        As ``read_vasprun``.
+    """
     run = _parse(path)
+    bands = _uniform_bands(run, path, None)
+    energies, efermi = bands["energies"].round(DECIMALS), round(bands["efermi"], DECIMALS)
+    densities = {name: bands[name].round(DECIMALS).tolist() for name in bands if name.startswith("dos_")}
+    return {
+        "kpoints": bands["kpoints"].round(10).tolist(),
+        "weights": bands["weights"].tolist(),
+        "grid": bands["grid"].tolist(),
+        "energies": energies.tolist(),
+        "efermi": efermi,
+        "band_gap_ev": round(band_gap(energies, efermi), DECIMALS),
+        "electrons": float(run.parameters["NELECT"]),
+        "magnetic_moment": _moment(energies, bands["weights"], efermi),
+        "pseudopotentials": ", ".join(run.potcar_symbols),
+        **densities,
+        "structure": run.final_structure,
+        "program": run.vasp_version,
+    }
+
+
+def _moment(energies: Floats, weights: Floats, efermi: float) -> float:
+    """Bohr magnetons a cell: states below E_F of spin up minus those of spin down."""
+    filled = ((energies < efermi) * (weights / weights.sum())).sum(axis=(1, 2))
+    return round(float(filled[0] - filled[-1]), DECIMALS)
+
+
+def _uniform_bands(run: Any, path: Path, material_id: str | None) -> dict[str, Any]:
     if run.kpoints.style.name == "Line_mode":
         raise InputError(f"{path} is a line-mode run; a sample needs bands on a uniform grid of k points")
     if not run.eigenvalues:

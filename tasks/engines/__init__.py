@@ -1,12 +1,13 @@
 """Band engines: what turns a crystal into a coarse uniform band structure."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tasks.exceptions import EngineError
 
 if TYPE_CHECKING:
-    from jobflow import Flow
+    from jobflow import Flow, Job
     from pymatgen.core.structure import Structure
 
 
@@ -29,6 +30,7 @@ class BandEngine(Protocol):
     """One way to compute bands. ``settings_json`` is what a result depends on, and is stored beside it."""
 
     name: str
+    run_folder: str | None  # where each job gets a folder of its own to run in; None where jobs do not care
 
     @property
     def version(self) -> str:
@@ -46,6 +48,10 @@ class BandEngine(Protocol):
 
     def make(self, structure: "Structure", material_id: str) -> "Flow":
         """A jobflow Flow whose output is a dictionary with the columns of the table BANDS."""
+        ...
+
+    def explain(self, done: "Job", error: BaseException, folder: Path) -> BaseException:
+        """The error of a failed job in one sentence: engine, step, what was wrong, last line of output, folder."""
         ...
 
 

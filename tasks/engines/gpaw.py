@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,23 +19,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jobflow import Flow, Job, Maker, job
 from pymatgen.core.structure import Structure
 
 from tasks.engines import Availability, PassingEngineError
 from tasks.engines.document import band_row
 from tasks.engines.gpaw_worker import INITIAL_MOMENTS
-from tasks.exceptions import EngineError, InputError
+from tasks.engines.inputs import LEAST_BANDS, check_crystal, kpoint_grid, named
+from tasks.exceptions import EngineError
 from tasks.settings import ROOT, GpawSettings
 from tasks.stages import hash_text
 from tasks.workers import ONE_THREAD
 
 FUNCTIONAL = "PBE"
-LEAST_BANDS = 18  # what a sample of BNAS holds
-LEAST_DIVISIONS = 2  # k points along each axis
-# Nearest sensible distance of two atoms in units of the sum of their covalent radii: bonds are near 1, H2 has 1.2.
-LEAST_DISTANCE = 0.5
 FAILURES = {
     "not converged": "did not converge",
     "memory": "ran out of memory",
@@ -55,11 +50,14 @@ class GpawBandMaker(Maker):
         Numbers of the calculation.
     folder
         Where densities and logs are kept while a calculation runs; each is removed when its bands are there.
+    run_folder
+        None: the jobs do not care in which folder they run.
     """
 
     name: str = "gpaw"
     settings: GpawSettings = field(default_factory=GpawSettings)
     folder: str = field(default_factory=lambda: str(Path(tempfile.gettempdir()) / "meissner-gpaw"))
+    run_folder: str | None = None
 
     @property
     def version(self) -> str:
@@ -77,6 +75,10 @@ class GpawBandMaker(Maker):
         """Whether GPAW, its compiled part and its data sets are installed, without importing them."""
         return gpaw_available()
 
+    def explain(self, done: Job, error: BaseException, folder: Path) -> BaseException:  # noqa: ARG002
+        """Errors of this engine tell already what was wrong."""
+        return error
+
     def make(self, structure: Structure, material_id: str) -> Flow:
         """The two jobs for one crystal; uuids follow from crystal and settings, so that a restart finds them again.
 
@@ -88,20 +90,13 @@ class GpawBandMaker(Maker):
             If an element has no PAW data set.
         """
         check_crystal(structure, material_id)
+        check_datasets(structure)
         key = hash_text(json.dumps(structure.as_dict(), sort_keys=True, default=str), self.settings_json, material_id)
         metadata = {"formula": structure.composition.reduced_formula, "material_id": material_id}
         folder = str(Path(self.folder) / key[:24])
-        ground = _named(run_ground_state(structure, self, folder), "self-consistent", key, metadata)
-        bands = _named(run_bands(structure, self, folder, ground.output, material_id), "bands", key, metadata)
+        ground = named(run_ground_state(structure, self, folder), "self-consistent", key, metadata)
+        bands = named(run_bands(structure, self, folder, ground.output, material_id), "bands", key, metadata)
         return Flow([ground, bands], output=bands.output, name=f"{self.name} {metadata['formula']}")
-
-
-def _named(made: Job, step: str, key: str, metadata: dict[str, str]) -> Job:
-    """Give a job its name, tags and a uuid that is the same for the same calculation."""
-    made.name = f"{step} {metadata['formula']}"
-    made.metadata = dict(metadata)
-    made.set_uuid(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{key}/{step}")))
-    return made
 
 
 @job
@@ -120,8 +115,11 @@ def run_bands(
     result = run_worker(task, Path(folder), maker.settings.seconds)
     shutil.rmtree(folder, ignore_errors=True)
     times = {"seconds": round(ground["seconds"] + result["seconds"], 2)}
-    grid = {"grid": kpoint_grid(structure, maker.settings.band_density)}
-    return band_row(structure, material_id, maker, {**ground, **result, **grid, **times})
+    inputs = {
+        "grid": kpoint_grid(structure, maker.settings.band_density),
+        "pseudopotentials": ", ".join(f"{element.symbol}.{FUNCTIONAL}" for element in sorted(structure.composition)),
+    }
+    return band_row(structure, material_id, maker, {**ground, **result, **inputs, **times})
 
 
 def worker_task(step: str, structure: Structure, settings: GpawSettings) -> dict[str, Any]:
@@ -139,16 +137,6 @@ def worker_task(step: str, structure: Structure, settings: GpawSettings) -> dict
         "extra_bands": settings.extra_bands,
         "least_bands": LEAST_BANDS,
     }
-
-
-def kpoint_grid(structure: Structure, density: float) -> list[int]:
-    """Divisions of a Γ-centred grid: length of each reciprocal vector (2π included) times density, rounded up.
-
-    ``density`` in points per inverse angstrom. Lengths are rounded to 1e-4 before, so that axes that symmetry makes
-    equal get equal divisions. Al (fcc, primitive) has 13 x 13 x 13 for a density of 4.5.
-    """
-    lengths = np.array(structure.lattice.reciprocal_lattice.abc)
-    return [max(LEAST_DIVISIONS, int(np.ceil(count))) for count in np.round(lengths * density, 4)]
 
 
 def run_worker(task: dict[str, Any], folder: Path, seconds: float) -> dict[str, Any]:
@@ -215,34 +203,11 @@ def _python_path() -> str:
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 
-def check_crystal(structure: Structure, material_id: str) -> None:
-    """Refuse before any calculation what cannot be calculated.
-
-    Raises
-    ------
-    InputError
-        If the crystal is disordered, or two atoms are nearer than half the sum of their covalent radii.
-    EngineError
-        If an element has no PAW data set.
-    """
-    if not structure.is_ordered:
-        raise InputError(f"{material_id}: the crystal is disordered; order it first")
-    symbols = [site.specie.symbol for site in structure]
-    missing = missing_datasets(symbols)
+def check_datasets(structure: Structure) -> None:
+    """Raise EngineError if an element has no PAW data set."""
+    missing = missing_datasets([site.specie.symbol for site in structure])
     if missing:
         raise EngineError(f"gpaw: no PAW data set ({FUNCTIONAL}) for {', '.join(missing)}")
-    from ase.data import atomic_numbers, covalent_radii
-
-    radii = np.array([covalent_radii[atomic_numbers[symbol]] for symbol in symbols])
-    first, second, _, distances = structure.get_neighbor_list(2 * LEAST_DISTANCE * radii.max())
-    near = distances < LEAST_DISTANCE * (radii[first] + radii[second])
-    if near.any():
-        worst = np.flatnonzero(near)[np.argmin(distances[near])]
-        pair = f"{symbols[first[worst]]} and {symbols[second[worst]]}"
-        raise InputError(
-            f"{material_id}: {pair} are {distances[worst]:.2f} angstrom apart; "
-            f"at least {LEAST_DISTANCE * (radii[first[worst]] + radii[second[worst]]):.2f} are allowed"
-        )
 
 
 def gpaw_available() -> Availability:

@@ -16,7 +16,8 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from tasks.engines import PassingEngineError, gpaw, gpaw_worker, is_passing
-from tasks.engines.gpaw import GpawBandMaker, check_crystal, gpaw_available, kpoint_grid, run_worker, worker_task
+from tasks.engines.gpaw import GpawBandMaker, gpaw_available, run_worker, worker_task
+from tasks.engines.inputs import check_crystal, kpoint_grid
 from tasks.exceptions import EngineError, InputError
 from tasks.schemas import BANDS
 from tasks.settings import ROOT, GpawSettings
@@ -93,7 +94,7 @@ def test_flow_has_two_named_jobs_with_metadata():
 )
 def test_what_cannot_be_calculated_is_refused_before_it_starts(structure, error, message):
     with pytest.raises(error, match=message):
-        check_crystal(structure, "x")
+        GpawBandMaker().make(structure, "x")
 
 
 @pytest.mark.skipif(not gpaw_available(), reason=gpaw_available().reason)
