@@ -331,6 +331,27 @@ def doctor(profile: Profile = None, workspace: Place = None) -> None:
     print_health(Console(), _settings(profile, workspace=workspace))
 
 
+@app.command("jobflow-remote")
+def jobflow_remote(
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[str | None, typer.Option(help="File to write, such as ~/.jfremote/meissner.yaml")] = None,
+) -> None:
+    """Print a project file for jobflow-remote. Example: meissner jobflow-remote --output ~/.jfremote/meissner.yaml"""
+    import yaml  # type: ignore[import-untyped]
+
+    from tasks.jobflow_remote import remote_project
+
+    text = yaml.safe_dump(remote_project(_settings(profile, workspace=workspace)), sort_keys=False)
+    if output is None:
+        print(text, end="")
+        return
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(f"Written {path}; next: jf project check")
+
+
 def main() -> None:
     """Entry point: errors of users and of the workspace become one sentence and exit code 2."""
     try:

@@ -11,6 +11,7 @@ from rich.table import Table
 from flows.display import STAGES
 from flows.server import configured_api_url
 from tasks.engines.gpaw import gpaw_available
+from tasks.engines.vasp import VaspBandMaker, potcar_folder
 from tasks.exceptions import WorkspaceError
 from tasks.settings import Settings
 from tasks.stages import read_report
@@ -22,7 +23,7 @@ PACKAGES = ("prefect", "jobflow", "atomate2", "pymatgen", "BoltzTraP2", "ifermi"
 def print_health(console: Console, settings: Settings) -> None:
     """Print three tables: this machine, the band engines, the workspace."""
     console.print(_machine())
-    console.print(_engines())
+    console.print(_engines(settings))
     console.print(_workspace(settings))
 
 
@@ -51,10 +52,19 @@ def _machine() -> Table:
     return table
 
 
-def _engines() -> Table:
+def _engines(settings: Settings) -> Table:
     table = _table("Band engines", "engine", "can run", "why not, or what it is")
-    found = gpaw_available()
-    table.add_row("gpaw", "yes" if found else "no", found.reason or "PAW-PBE in plane waves, the open engine")
+    gpaw = gpaw_available()
+    table.add_row("gpaw", "yes" if gpaw else "no", gpaw.reason or "PAW-PBE in plane waves, the open engine")
+    engine = VaspBandMaker(settings=settings.vasp)
+    vasp = engine.available()
+    what = f"{engine.command}; POTCARs in {potcar_folder(settings.vasp)} ({settings.vasp.potcar_functional})"
+    table.add_row("vasp", "yes" if vasp else "no", vasp.reason or what)
+    cluster = settings.cluster
+    if cluster.kind == "slurm":
+        found = shutil.which("sbatch")
+        slurm = f"up to {cluster.jobs} jobs of {cluster.cores} cores, {cluster.memory}, {cluster.wall_time}"
+        table.add_row("on Slurm", "yes" if found else "no", slurm if found else "sbatch is not there")
     return table
 
 

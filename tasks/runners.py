@@ -71,7 +71,7 @@ def _slurm(cluster: ClusterSettings) -> TaskRunner[Any]:
 
 def slurm_options(cluster: ClusterSettings) -> dict[str, Any]:
     """What dask-jobqueue is told about the Slurm jobs that are its workers."""
-    limit = _seconds(cluster.wall_time)
+    limit = wall_time_seconds(cluster.wall_time)
     return {
         "job_name": WORKER_NAME,
         "cores": 1,  # calculations at once in one Slurm job; the cores of each are cpus-per-task
@@ -90,7 +90,7 @@ def slurm_options(cluster: ClusterSettings) -> dict[str, Any]:
         "job_script_prologue": [*_exports(), *cluster.prologue],
         # a worker stops taking work before its Slurm job ends
         "worker_extra_args": ["--lifetime", f"{max(limit - 300, limit // 2)}s", "--lifetime-stagger", "60s"],
-        "scheduler_options": {"dashboard_address": None},
+        "scheduler_options": {"dashboard_address": ":0"},
     }
 
 
@@ -102,7 +102,7 @@ def _exports() -> list[str]:
     return [f"export {name}={shlex.quote(str(value))}" for name, value in known.items() if value]
 
 
-def _seconds(wall_time: str) -> int:
+def wall_time_seconds(wall_time: str) -> int:
     """Seconds of Slurm's [days-]hours:minutes:seconds."""
     days, _, clock = wall_time.rpartition("-")
     hours, minutes, seconds = (int(part) for part in clock.split(":"))

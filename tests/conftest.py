@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.s3 import s3_endpoint, s3_server  # noqa: F401 - fixtures for every test
+from tests.slurm import slurm, slurm_on_loopback  # noqa: F401 - fixtures for every test
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -82,6 +82,15 @@ def test_doctor_tells_what_is_there(tmp_path):
     assert "gpaw" in shown
     assert "not yet" in shown
     assert "writable" in shown
+    assert "vasp.command" in shown
+
+
+def test_doctor_tells_how_vasp_would_be_started(tmp_path):
+    (tmp_path / "potcars" / "POT_GGA_PAW_PBE").mkdir(parents=True)
+    profile = tmp_path / "profile.toml"
+    profile.write_text(f'[vasp]\ncommand = "env vasp_std"\npotcars = "{tmp_path}/potcars"\n')
+    shown = "".join(meissner("doctor", "--profile", profile, "--workspace", tmp_path / "new").stdout.split())
+    assert "vasp│yes│envvasp_std;POTCARsin" in shown
 
 
 BAD_SUPERCON = {

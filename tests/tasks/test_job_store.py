@@ -104,9 +104,6 @@ def test_mongodb_with_large_data_on_s3_by_setting(s3_server, tmp_path):
     path.write_text(json.dumps({"docs_store": jobs, "additional_stores": {"data": blobs}}))
     store = open_job_store("unused", str(path))
     collection = store.docs_store._coll = mongomock.MongoClient()["m"]["jobs"]
-    collection.bulk_write = lambda requests, ordered: [  # mongomock's own lags behind pymongo's
-        collection.replace_one(one._filter, one._doc, upsert=one._upsert) for one in requests
-    ]
     flow = make_flow()
     responses = run_on_prefect(flow, store=store, log=False, ensure_success=True)
     assert responses[flow.jobs[2].uuid][1].output == 499501

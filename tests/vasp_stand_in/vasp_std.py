@@ -355,7 +355,8 @@ class Run:
         if self.options.state:
             folder = Path(self.options.state)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{event}-{self.formula}-{self.step}-{time.time_ns()}-{os.getpid()}").touch()
+            name = f"{event}-{self.formula}-{self.step}-{time.time_ns()}-{os.getpid()}"
+            (folder / name).write_text(os.environ.get("SLURM_JOB_ID", ""))
 
     def wanted_failure(self):
         """The failure to show now, if any is left to show."""
