@@ -9,7 +9,7 @@ from tasks.engines import BandEngine, is_passing
 from tasks.job_store import open_job_store
 from tasks.jobflow_prefect import run_on_prefect
 from tasks.progress import stage_progress
-from tasks.runners import DFT_TAG, limit_everywhere, make_task_runner
+from tasks.runners import DFT_TAG, limit_everywhere, open_task_runner
 from tasks.settings import BandSettings, ClusterSettings, GpawSettings, VaspSettings
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
@@ -56,13 +56,15 @@ def calculate(
         jobs, on_finish = prepare_calculations(Workspace(workspace), materials, engine, advance)
         if not jobs.jobs:  # the engine refused every one of them
             return
-        with make_task_runner(cluster, at_once, processes=engine.run_folder is not None) as runner:
+        with open_task_runner(cluster, at_once, processes=engine.run_folder is not None) as runner:
             run_on_prefect(
                 jobs,
                 store=open_job_store(workspace, settings.store),
                 root_dir=engine.run_folder,
                 create_folders=engine.run_folder is not None,
                 log=False,
+                resume=True,
+                at_once=2 * (cluster.jobs if cluster.kind == "slurm" else at_once),  # one runs, one is ready to
                 task_runner=runner,
                 retries=retries,
                 retry_delay_seconds=[settings.retry_delay_seconds * 2**number for number in range(retries)],

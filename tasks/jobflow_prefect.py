@@ -2,15 +2,18 @@
 
 ``run_on_prefect`` takes what ``jobflow.run_locally`` takes and returns what it returns. The differences are what a
 scheduler is for: independent jobs run at once on the task runner of the surrounding Prefect flow, a failed job can be
-tried again, and a job whose output is already in the store is not run a second time. This module knows jobflow and
-Prefect, and nothing else of this project.
+tried again, and with ``resume`` a job whose output is already in the store is not run a second time. This module knows
+jobflow and Prefect, and nothing else of this project.
 """
 
 import contextlib
+import heapq
+import itertools
 import logging
 import os
 import queue
 import secrets
+import sys
 import threading
 import traceback
 import warnings
@@ -40,7 +43,7 @@ Explain = Callable[[Job, BaseException, Path], BaseException]
 RECORD = "prefect"  # field of a job's document in the store: what its response said beside the output
 DIVERSIONS = ("replace", "detour", "addition")  # in the order in which they run
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jobflow.managers.prefect")  # under jobflow's, which ``initialize_logger`` sets up
 _working_directory = threading.Lock()
 
 
@@ -67,6 +70,8 @@ def run_on_prefect(
     allow_external_references: bool = False,
     raise_immediately: bool = False,
     log: bool | str = True,
+    resume: bool = False,
+    at_once: int | None = None,
     retries: int = 0,
     retry_delay_seconds: float | list[float] = 10.0,
     retry_condition: RetryCondition | None = None,
@@ -86,14 +91,19 @@ def run_on_prefect(
     flow, log, allow_external_references, ensure_success
         As for ``jobflow.run_locally``.
     store
-        Where outputs go and references are looked up; jobflow's own setting if not given. A job (uuid and index) that
-        finished in this store is not run again, so a caller that wants to resume must give its jobs the same uuids.
+        Where outputs go and references are looked up; jobflow's own setting if not given.
+    resume
+        Do not run again a job (uuid and index) that finished in this store before; a caller that wants that must give
+        its jobs the same uuids each time.
     root_dir, create_folders
         Folder that jobs run in, or in which each gets a folder of its own. Both need a change of the working
         directory, which belongs to the process and not to the thread: where either is given, the jobs of one process
         run one at a time. Jobs that shall run at once in threads must not care where they are.
     raise_immediately
         Raise the first failure as it happens. Jobs that are running then finish; nothing new starts.
+    at_once
+        Jobs handed to the task runner at a time; all that can start, if not given. With a limit the children of
+        finished jobs go first, so that of many independent flows the first ones end early.
     retries, retry_delay_seconds, retry_condition
         Further tries of a failing job, the wait before each, and for which errors (all, if not given).
     explain
@@ -124,8 +134,10 @@ def run_on_prefect(
     folder = Path(root_dir or Path.cwd()).resolve() if (root_dir or create_folders) else None
     options = JobOptions(folder, create_folders, retries, retry_delay_seconds, retry_condition, explain, tuple(tags))
     _isolate_current_job()
-    run = _Run(job_store, options, raise_immediately, task_runner, on_finish)
+    run = _Run(job_store, options, raise_immediately, resume, at_once, task_runner, on_finish)
+    logger.info("Started executing jobs locally")  # in the words of jobflow's own manager
     success = run.execute(checked) if task_runner or FlowRunContext.get() else _execute_in_a_flow(run, checked)
+    logger.info("Finished executing jobs locally")
     if ensure_success and not success:
         raise RuntimeError("Flow did not finish running successfully")
     return {uuid: dict(responses) for uuid, responses in run.responses.items()}
@@ -138,7 +150,9 @@ class _Level:
     waiting: list[tuple[Job, set[str]]]  # jobs not yet started, with the uuids of their parents
     finish: Callable[[bool], None]  # called once with whether all went well
     jobs: int
+    depth: int  # jobs that came before the flow
     settled: set[str] = field(default_factory=set)
+    depths: dict[str, int] = field(default_factory=dict)  # of its jobs
     good: bool = True
 
     def settle(self, uuid: str, good: bool) -> None:
@@ -159,12 +173,18 @@ class _Run:
         store: JobStore,
         options: JobOptions,
         raise_immediately: bool,
+        resume: bool,
+        at_once: int | None,
         task_runner: TaskRunner | None,
         on_finish: OnFinish | None,
     ) -> None:
         self.store = store
         self.options = options
         self.raise_immediately = raise_immediately
+        self.resume = resume
+        self.at_once = at_once or sys.maxsize
+        self.ready: list[tuple[int, int, _Level, Job]] = []  # a heap: deepest first, then in order
+        self.counter = itertools.count()
         self.task_runner = task_runner
         self.on_finish = on_finish
         self.responses: dict[str, dict[int, Response]] = defaultdict(dict)
@@ -178,17 +198,20 @@ class _Run:
         """Run a flow with all that it grows into; True if every job finished well."""
         results: list[bool] = []
         self._open(flow, results.append)
-        while self.in_flight:
-            level, job, future = self.done.get()
-            self.in_flight -= 1
-            self._receive(level, job, future)
+        while self.in_flight or self.ready:
+            while self.ready and self.in_flight < self.at_once:
+                self._submit(*heapq.heappop(self.ready)[2:])
+            if self.in_flight:
+                level, job, future = self.done.get()
+                self.in_flight -= 1
+                self._receive(level, job, future)
         return all(results) and not self.stopped
 
-    def _open(self, flow: Flow, finish: Callable[[bool], None]) -> None:
+    def _open(self, flow: Flow, finish: Callable[[bool], None], depth: int = 0) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some jobs are not connected")  # such jobs run at once here
             jobs = [(job, set(parents)) for job, parents in flow.iterflow()]
-        self._advance(_Level(jobs, finish, len(jobs)))
+        self._advance(_Level(jobs, finish, len(jobs), depth))
 
     def _advance(self, level: _Level) -> None:
         """Start every job whose parents are settled; close the level when all jobs are over."""
@@ -199,7 +222,7 @@ class _Run:
             elif self._is_skipped(job, parents):
                 level.settle(job.uuid, False)
             else:
-                self._submit(level, job)
+                self._queue(level, job, parents)
         if len(level.settled) == level.jobs:
             level.finish(level.good)
 
@@ -217,8 +240,16 @@ class _Run:
             return True
         return False
 
+    def _queue(self, level: _Level, job: Job, parents: set[str]) -> None:
+        """Let a job wait for its turn."""
+        level.depths[job.uuid] = 1 + max((level.depths.get(parent, 0) for parent in parents), default=level.depth)
+        heapq.heappush(self.ready, (-level.depths[job.uuid], next(self.counter), level, job))
+
     def _submit(self, level: _Level, job: Job) -> None:
-        finished = read_record(self.store, job)
+        if self.stopped:
+            self._settle(level, job, False)
+            return
+        finished = read_record(self.store, job) if self.resume else None
         self.in_flight += 1
         if finished is not None:
             logger.info("%s (%s, %s) is in the store already", job.name, job.uuid, job.index)
@@ -275,7 +306,8 @@ class _Run:
         if self.stopped or not flows:
             self._settle(level, job, good and not self.stopped)
         else:
-            self._open(flows[0], lambda success: self._divert(level, job, flows[1:], good and success))
+            depth = level.depths[job.uuid]
+            self._open(flows[0], lambda success: self._divert(level, job, flows[1:], good and success), depth)
 
     def _settle(self, level: _Level, job: Job, good: bool) -> None:
         level.settle(job.uuid, good)

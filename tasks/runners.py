@@ -1,9 +1,13 @@
 """Where jobs run: threads or processes of this machine, or jobs of a Slurm cluster."""
 
+import contextlib
 import logging
 import os
 import shlex
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -13,9 +17,12 @@ from tasks.settings import ClusterSettings
 WORKER_NAME = "meissner"
 DFT_TAG = "dft"  # of every job of a band calculation
 
+logger = logging.getLogger(__name__)
 
-def make_task_runner(cluster: ClusterSettings, at_once: int, *, processes: bool) -> TaskRunner[Any]:
-    """A Prefect task runner for band calculations, to be used in a ``with`` block.
+
+@contextlib.contextmanager
+def open_task_runner(cluster: ClusterSettings, at_once: int, *, processes: bool) -> Iterator[TaskRunner[Any]]:
+    """A started Prefect task runner for band calculations.
 
     Parameters
     ----------
@@ -27,10 +34,11 @@ def make_task_runner(cluster: ClusterSettings, at_once: int, *, processes: bool)
         Whether jobs need a process of their own, since each changes its working directory.
     """
     if cluster.kind == "slurm":
-        return _slurm(cluster)
-    if processes:
-        return _local_processes(at_once)
-    return ThreadPoolTaskRunner(max_workers=at_once)
+        with _slurm(cluster) as runner:
+            yield runner
+    else:
+        with _local_processes(at_once) if processes else ThreadPoolTaskRunner(max_workers=at_once) as runner:
+            yield runner
 
 
 def limit_everywhere(at_once: int) -> None:
@@ -57,16 +65,86 @@ def _quiet() -> None:
     logging.getLogger("distributed").setLevel(logging.WARNING)
 
 
-def _slurm(cluster: ClusterSettings) -> TaskRunner[Any]:
+@contextlib.contextmanager
+def _slurm(settings: ClusterSettings) -> Iterator[TaskRunner[Any]]:
     """Dask on Slurm: each worker is a Slurm job that runs one calculation at a time; lost ones are replaced."""
+    from dask_jobqueue import SLURMCluster
     from prefect_dask import DaskTaskRunner
 
     _quiet()
-    return DaskTaskRunner(
-        cluster_class="dask_jobqueue.SLURMCluster",
-        cluster_kwargs=slurm_options(cluster),
-        adapt_kwargs={"minimum": cluster.least_jobs, "maximum": cluster.jobs, "wait_count": 60},
-    )
+    with SLURMCluster(**slurm_options(settings)) as cluster:
+        cluster.adapt(minimum=settings.least_jobs, maximum=settings.jobs, wait_count=60)
+        with DaskTaskRunner(cluster=cluster) as runner:
+            watch = SlurmWatch(cluster, runner.client, settings.logs)
+            watch.start()
+            try:
+                yield runner
+            finally:
+                watch.stop()
+
+
+class SlurmWatch(threading.Thread):
+    """Sees to Slurm jobs that end before they have become workers, which Dask waits for without end.
+
+    Such a job is forgotten, so that Dask asks for another. After several in a row all that waits is given up, since the
+    next one would most likely end in the same way.
+    """
+
+    interval = 5.0  # seconds
+    allowed = 3
+
+    def __init__(self, cluster: Any, client: Any, logs: str | None) -> None:
+        super().__init__(daemon=True, name="slurm-watch")
+        self.cluster, self.client, self.logs = cluster, client, logs
+        self.lost = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Look again and again until stopped."""
+        while not self.over.wait(self.interval):
+            try:
+                self.look()
+            except (OSError, subprocess.SubprocessError, KeyError, RuntimeError) as error:
+                logger.warning("Slurm could not be asked for its jobs: %s", error)
+
+    def stop(self) -> None:
+        """End the watch."""
+        self.over.set()
+        self.join(timeout=60)
+
+    def look(self) -> None:
+        """Compare what Dask waits for with what Slurm has."""
+        jobs = {name: str(job.job_id) for name, job in self.cluster.workers.items() if getattr(job, "job_id", None)}
+        working = {str(info["name"]) for info in self.cluster.scheduler_info["workers"].values()}
+        waited = {name: job for name, job in jobs.items() if str(name) not in working}
+        if working:
+            self.lost = 0
+        if self.lost >= self.allowed:
+            self._give_up()
+        if not waited:
+            return
+        queue = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, timeout=60, check=True)  # noqa: S607
+        for name, job in waited.items():
+            if job not in queue.stdout.split():
+                self.lost += 1
+                logger.warning("Slurm job %s ended before it could work; see %s", job, self.logs or "its output")
+                self.cluster.sync(self._forget, name)
+
+    async def _forget(self, name: Any) -> None:
+        """Let Dask know that a job is gone; its adaptive scaling then asks for another."""
+        self.cluster.worker_spec.pop(name, None)
+        await self.cluster._correct_state()
+
+    def _give_up(self) -> None:
+        """Cancel all that waits; what is submitted later is cancelled at the next look."""
+        from distributed import Future
+
+        where = f"; their output is in {self.logs}" if self.logs else " (cluster.logs keeps their output)"
+        reason = f"{self.lost} Slurm jobs ended before they could work{where}"
+        waiting: list[Any] = [
+            Future(key, self.client) for key, state in list(self.client.futures.items()) if not state.done()
+        ]
+        self.client.cancel(waiting, reason="lost", msg=reason)
 
 
 def slurm_options(cluster: ClusterSettings) -> dict[str, Any]:

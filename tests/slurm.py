@@ -1,5 +1,6 @@
 """A real Slurm on loopback, for as long as the tests run."""
 
+import os
 import time
 
 import pytest
@@ -23,8 +24,6 @@ def slurm_on_loopback(tmp_path_factory):
 @pytest.fixture
 def slurm(slurm_on_loopback, monkeypatch):
     """The running Slurm, set in the environment of the test; afterwards no job is left."""
-    import os
-
     for name in [name for name in os.environ if name.startswith(OF_SLURM)]:
         monkeypatch.delenv(name)
     for name in ("PATH", "SLURM_CONF"):

@@ -25,6 +25,7 @@ STARTING_SECONDS = 60.0
 STOPPING_SECONDS = 15.0
 LONGEST_FOLDER = 75  # a Unix socket's path has 107 characters at most, and sockets lie below the folder
 NODE = "loopback"
+COMMAND_OF_SCRIPT = "SLURM_LOOPBACK_COMMAND"  # marks what the script runs, so that it can be ended too
 OF_SLURM = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")  # variables that its commands read
 
 
@@ -93,16 +94,14 @@ class SlurmOnLoopback:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, seconds: float = STARTING_SECONDS) -> str:
         """Output of one of Slurm's commands, such as ``run("squeue", "--noheader")``."""
         try:
             done = subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, check=False, timeout=STARTING_SECONDS
+                command, env=self.environment, capture_output=True, text=True, check=False, timeout=seconds
             )
         except subprocess.TimeoutExpired as error:
-            raise SlurmError(
-                f"{' '.join(command)}: no answer in {error.timeout:.0f} s; {self._last_lines()}"
-            ) from error
+            raise SlurmError(f"{' '.join(command)}: no answer in {seconds:.0f} s; {self._last_lines()}") from error
         if done.returncode:
             raise SlurmError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -114,13 +113,14 @@ class SlurmOnLoopback:
                 with contextlib.suppress(SlurmError):
                     self.run("scancel", "--full", f"--user={os.getuid()}")
                     self._wait("slurmctld", lambda: not self.run("squeue", "--noheader"), STOPPING_SECONDS)
-            for process in reversed(self._daemons.values()):
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOPPING_SECONDS)
+                for process in reversed(self._daemons.values()):
+                    process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(STOPPING_SECONDS)
         finally:
             end_all(self.configuration)
             for process in self._daemons.values():
+                process.kill()
                 process.wait()
             self._daemons.clear()
             if self._watchdog:
@@ -137,13 +137,15 @@ class SlurmOnLoopback:
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
         self._start("munged", "--foreground", "--force", f"--log-file={self.folder}/munged.log", *options)
         self._wait("munged", (self.folder / "munge.socket").exists)
-        self._start("slurmctld", "-D", "-f", str(self.configuration))
-        self._start("slurmd", "-D", "-N", NODE, "-f", str(self.configuration))
+        # -c: nothing is taken up from an earlier time in the same folder
+        self._start("slurmctld", "-D", "-c", "-f", str(self.configuration))
+        self._start("slurmd", "-D", "-c", "-N", NODE, "-f", str(self.configuration))
         self._wait("slurmd", self._is_idle)
 
     def _write_files(self) -> None:
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "munge.socket").unlink(missing_ok=True)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
@@ -204,19 +206,20 @@ PartitionName=debug Nodes={NODE} Default=YES MaxTime=INFINITE State=UP
 
     def _is_idle(self) -> bool:
         with contextlib.suppress(SlurmError):
-            return self.run("sinfo", "--noheader", "--format=%T") == "idle"
+            return self.run("sinfo", "--noheader", "--format=%T", seconds=3) == "idle"
         return False
 
     def _wait(self, name: str, ready: Callable[[], bool], seconds: float = STARTING_SECONDS) -> None:
         deadline = time.monotonic() + seconds
-        while not ready():
+        while True:
             ended = [one for one in self._daemons if not self._runs(one)]
             if ended:
-                raise SlurmError(
-                    f"{ended[0]} ended with status {self._daemons[ended[0]].returncode}; {self._last_lines()}"
-                )
+                status = self._daemons[ended[0]].returncode
+                raise SlurmError(f"{ended[0]} ended with status {status}; {self._last_lines()}")
             if time.monotonic() > deadline:
                 raise SlurmError(f"{name} is not ready after {seconds:.0f} s; {self._last_lines()}")
+            if ready():
+                return
             time.sleep(0.1)
 
     def _last_lines(self) -> str:
@@ -240,7 +243,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def end_all(configuration: Path) -> None:
-    """Kill what is left of the Slurm with this configuration: its programs, and what runs in its jobs."""
+    """Kill what is left of this Slurm: its programs, what runs in its jobs, and what the script runs."""
     deadline = time.monotonic() + STOPPING_SECONDS
     while (left := _processes(configuration)) and time.monotonic() < deadline:
         for pid in left:
@@ -251,12 +254,13 @@ def end_all(configuration: Path) -> None:
 
 def _processes(configuration: Path) -> list[int]:
     mark = f"SLURM_CONF={configuration}".encode()
+    below = (b"SLURM_JOB_ID=", f"{COMMAND_OF_SCRIPT}=".encode())
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             variables = (folder / "environ").read_bytes().split(b"\0")  # empty once a process has ended
-            in_job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in variables)
-            if mark in variables and (in_job or (folder / "comm").read_text().strip() in DAEMONS):
+            is_below = any(variable.startswith(below) for variable in variables)
+            if mark in variables and (is_below or (folder / "comm").read_text().strip() in DAEMONS):
                 found.append(int(folder.name))
     return found
 
@@ -281,7 +285,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         try:
             with SlurmOnLoopback(folder) as slurm:
-                return subprocess.run(arguments, env=slurm.environment, check=False).returncode
+                environment = {**slurm.environment, COMMAND_OF_SCRIPT: "1"}
+                return subprocess.run(arguments, env=environment, check=False).returncode
         except SlurmError as error:
             sys.stderr.write(f"Slurm cannot run here: {error}\n")
             return 1

@@ -1,5 +1,6 @@
 """Band engines: what turns a crystal into a coarse uniform band structure."""
 
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -56,5 +57,6 @@ class BandEngine(Protocol):
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether another try of the same calculation may succeed."""
-    return isinstance(error, PassingEngineError | MemoryError | ConnectionError)
+    """Whether another try of the same calculation may succeed; so it is where a worker was lost or never came."""
+    lost = type(error).__name__ == "KilledWorker"  # Dask's, which is not imported for this
+    return lost or isinstance(error, PassingEngineError | MemoryError | ConnectionError | CancelledError)

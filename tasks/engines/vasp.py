@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -168,7 +169,7 @@ class VaspBandMaker(Maker):
         if inputs is UniformSetGenerator:
             extra = {"density": self.settings.band_density, "extra_bands": self.settings.extra_bands}
         generator = inputs(
-            config_dict=MITRelaxSet().config_dict,
+            config_dict=mit_parameters(),
             user_potcar_functional=self.settings.potcar_functional,
             **UNUSED,
             **extra,
@@ -188,6 +189,16 @@ class VaspBandMaker(Maker):
     def explain(self, done: Job, error: BaseException, folder: Path) -> BaseException:
         """The failure of a job as EngineError: engine, step, what was wrong, last line of VASP's output, folder."""
         return explain_failure(done, error, folder, self.settings.seconds)
+
+
+def mit_parameters() -> dict[str, Any]:
+    """The MIT High-Throughput parameters as pymatgen has them (Jain et al., Comput. Mater. Sci. 50, 2295 (2011)).
+
+    One is mended: the angular momentum of U for Mn in sulfides is 2, a whole number, where pymatgen's file has 2.5.
+    """
+    parameters: dict[str, Any] = deepcopy(MITRelaxSet().config_dict)
+    parameters["INCAR"]["LDAUL"]["S"]["Mn"] = 2
+    return parameters
 
 
 def limited(command: str, seconds: float) -> str:
@@ -268,7 +279,7 @@ def potcar_symbols(structure: Structure) -> list[str]:
     EngineError
         If the MIT parameters have none for an element.
     """
-    chosen: Mapping[str, Any] = MITRelaxSet().config_dict["POTCAR"]
+    chosen: Mapping[str, Any] = mit_parameters()["POTCAR"]
     elements = sorted(structure.composition.elements, key=lambda element: element.X)
     absent = [element.symbol for element in elements if element.symbol not in chosen]
     if absent:

@@ -73,7 +73,7 @@ def test_a_damaged_file_is_put_aside_and_its_job_runs_again(store, tmp_path, cap
     damaged = next((tmp_path / "w" / DOCUMENTS).glob(f"{flow.jobs[1].uuid}*"))
     damaged.write_bytes(damaged.read_bytes()[:40])
     with caplog.at_level(logging.WARNING):
-        responses = run_on_prefect(flow, store=store, log=False)
+        responses = run_on_prefect(flow, store=store, log=False, resume=True)
     assert responses[flow.jobs[2].uuid][1].output == 499501
     assert "is damaged" in caplog.text
     assert damaged.with_name(f"{damaged.name}.damaged").exists()

@@ -231,9 +231,34 @@ def test_a_second_run_in_the_same_store_runs_nothing(name):
     flow, store = FLOWS[name](), make_store()
     first = on_prefect(flow, store=store)
     CALLS.clear()
-    again = on_prefect(flow, store=store)
+    again = on_prefect(flow, store=store, resume=True)
     assert CALLS == []
     assert canonical(flow, again) == canonical(flow, first)
+
+
+def test_with_a_limit_one_flow_ends_before_the_next_begins():
+    chains = [chain(add, add, add) for _ in range(3)]
+    order = {one.uuid: (number, step) for number, flow in enumerate(chains) for step, one in enumerate(flow.jobs)}
+    ended = []
+    on_prefect(Flow(chains), store=make_store(), at_once=1, on_finish=lambda one, _: ended.append(order[one.uuid]))
+    assert ended == sorted(ended)
+    assert len(ended) == 9
+
+
+def test_with_a_limit_a_stop_leaves_what_waits():
+    flow = Flow([chain(stop_jobflow), chain(add), chain(add)])
+    responses = on_prefect(flow, store=make_store(), at_once=1)
+    assert list(responses) == [flow.jobs[0].jobs[0].uuid]
+
+
+def test_without_resume_every_job_runs_again():
+    CALLS.clear()
+    flow, store = FLOWS["chain"](), make_store()
+    first = on_prefect(flow, store=store)
+    calls = list(CALLS)
+    assert canonical(flow, on_prefect(flow, store=store)) == canonical(flow, first)
+    assert CALLS[len(calls) :] == CALLS[-len(calls) :]
+    assert len(CALLS) > len(calls)
 
 
 def test_a_failed_job_is_run_again_and_its_parents_are_not():
@@ -242,7 +267,7 @@ def test_a_failed_job_is_run_again_and_its_parents_are_not():
     on_prefect(flow, store=store)
     CALLS.clear()
     failures = []
-    on_prefect(flow, store=store, on_finish=lambda one, error: failures.append((one.name, str(error))))
+    on_prefect(flow, store=store, resume=True, on_finish=lambda one, error: failures.append((one.name, str(error))))
     assert CALLS == []
     assert failures == [("add", "None"), ("fail", "asked to fail")]
 
