@@ -243,6 +243,34 @@ def tune(
 
 
 @app.command()
+def grid(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Bands: vasprun.xml, _hr.dat, JSON, Parquet; files, folders or zips")
+    ] = None,
+    profile: Profile = None,
+    workspace: Place = None,
+    collection: Annotated[
+        str, typer.Option(help="Name of the collection that the grids of the sources make")
+    ] = "files",
+    efermi: Annotated[float | None, typer.Option(help="Fermi level of tight-binding models without one, eV")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every shard of the workspace's grids")] = False,
+) -> None:
+    """Bring bands onto grids, of the workspace or of files. Example: meissner grid runs/ --collection mine"""
+    settings = _settings(profile, workspace=workspace)
+    with _run(settings, ("grid",)) as (place, console):
+        from flows import grids as flows
+
+        if not sources:
+            flows.grids(settings.workspace, settings.grid, settings.processes, verify)
+            return
+        report = flows.grid_source(
+            settings.workspace, tuple(sources), collection, settings.grid, efermi, settings.processes
+        )
+    where = place.path(f"collections/{collection}")
+    console.print(f"{report.counts['grids']} grids, {report.rows_refused} refused, in {where}")
+
+
+@app.command()
 def screen(
     profile: Profile = None,
     workspace: Place = None,

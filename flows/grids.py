@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
-from prefect import flow, unmapped
+from prefect import Task, flow, unmapped
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
+from tasks.grid_sources import collection, finish_source_grids, plan_source_grids, source_grid_chunk
 from tasks.grids import GridChunk, finish_grids, grid_chunk, plan_grids
 from tasks.progress import stage_progress
 from tasks.settings import GridSettings
 from tasks.stages import StageReport
+from tasks.workspace import Workspace
 
 WORTH_A_PROCESS = 100  # materials; a new process imports for about 4 s of CPU, a grid takes under 0.1 s
 
@@ -33,15 +35,42 @@ def grids(
     return finish_grids(workspace, settings, started)
 
 
+@flow(name="grid-source")
+def grid_source(
+    workspace: str,
+    sources: tuple[str, ...],
+    name: str,
+    settings: GridSettings = GridSettings(),
+    efermi: float | None = None,
+    processes: int = 1,
+) -> StageReport:
+    """Bring the bands of files onto grids, in a collection of their own.
+
+    1. list: which band structures the sources hold, and which have no grid yet
+    2. map them over processes, a shard a task
+    3. finish: the index of the collection, and what was refused
+    """
+    started = datetime.now(UTC)
+    place = collection(Workspace(workspace), name).url
+    items, chunks = plan_source_grids(place, sources, settings)
+    if chunks:
+        work = {"place": place, "chunk": chunks, "settings": unmapped(settings), "efermi": efermi}
+        _map(source_grid_chunk, work, sum(len(chunk.items) for chunk in chunks), len(chunks), processes)
+    return finish_source_grids(place, items, settings, started)
+
+
 def map_chunks(workspace: str, chunks: Sequence[GridChunk], settings: GridSettings, processes: int) -> None:
-    """One task a chunk, at most ``processes`` at once; few materials are made faster than a process starts."""
-    materials = sum(len(chunk.material_ids) for chunk in chunks)
-    workers = min(processes, len(chunks), materials // WORTH_A_PROCESS)
+    """One task a chunk."""
+    work = {"workspace": workspace, "chunk": list(chunks), "settings": unmapped(settings)}
+    _map(grid_chunk, work, sum(len(chunk.material_ids) for chunk in chunks), len(chunks), processes)
+
+
+def _map(one: Task[..., int], work: dict[str, Any], materials: int, chunks: int, processes: int) -> None:
+    """Tasks over processes, at most so many at once; few materials are made faster than a process starts."""
+    workers = min(processes, chunks, materials // WORTH_A_PROCESS)
     pool: ProcessPoolTaskRunner | ThreadPoolTaskRunner
     pool = ProcessPoolTaskRunner(workers) if workers > 1 else ThreadPoolTaskRunner(max_workers=1)
     with pool as runner, stage_progress("grid", materials) as advance:
-        futures = runner.map(
-            grid_chunk, {"workspace": workspace, "chunk": list(chunks), "settings": unmapped(settings)}
-        )
+        futures = runner.map(one, work)
         for future in as_completed(list(futures)):
             advance(cast(int, future.result()))

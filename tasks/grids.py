@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.bands import ORDERED_TABLE, read_bands
 from tasks.exceptions import InputError, WorkspaceError
 from tasks.interpolation import interpolate_bands
+from tasks.kpoints import Floats
 from tasks.progress import leave_summary
 from tasks.schemas import GRID_INDEX
 from tasks.settings import GridSettings
@@ -81,6 +82,17 @@ def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
 
     with threadpool_limits(1):
         energies, _ = interpolate_bands(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
+    return grid_of(energies, settings)
+
+
+def grid_of(energies: Floats, settings: GridSettings) -> Grid:
+    """The sample that energies make: in the middle of the channels, the others zero.
+
+    Parameters
+    ----------
+    energies
+        (n, mesh, mesh, mesh) eV relative to E_F, at most as many bands as a sample has, sorted by mean.
+    """
     real = len(energies)
     first = (settings.bands - real) // 2
     channels = np.zeros((settings.bands, *energies.shape[1:]), dtype=np.float32)
@@ -90,10 +102,22 @@ def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
 
 
 def plan_chunks(workspace: Workspace, settings: GridSettings, verify: bool = False) -> list[GridChunk]:
-    """Which materials still need a grid, and the shard each goes to.
+    """Which materials still need a grid, and the shard each goes to, by material_id; see ``assign_shards``."""
+    table = read_bands(workspace, ["material_id", "bands_hash"]).sort_by("material_id")
+    names: dict[str, str] = {}
+    for material_id, bands_hash in zip(*map(pa.ChunkedArray.to_pylist, table.columns), strict=True):
+        names.setdefault(bands_hash, material_id)
+    assigned = assign_shards(workspace, settings, list(names), verify)
+    return [GridChunk(shard=s, material_ids=tuple(names[one] for one in hashes)) for s, hashes in assigned.items()]
+
+
+def assign_shards(
+    workspace: Workspace, settings: GridSettings, hashes: Sequence[str], verify: bool = False
+) -> dict[int, list[str]]:
+    """Fresh shards for those of some bands that have no grid yet, in the order given.
 
     Bands that stand in the array keep their place, whatever the material is called. Shards that are damaged are
-    forgotten first, so that their materials are planned again; the rest goes to fresh shards, by material_id.
+    forgotten first, so that their materials are planned again.
 
     Parameters
     ----------
@@ -105,19 +129,14 @@ def plan_chunks(workspace: Workspace, settings: GridSettings, verify: bool = Fal
     discard_shards(workspace, verify_shards(workspace, thorough=verify))
     records = read_records(workspace)
     made = {slot.bands_hash for record in records for slot in record.slots}
-    table = read_bands(workspace, ["material_id", "bands_hash"]).sort_by("material_id")
-    missing: dict[str, str] = {}
-    for material_id, bands_hash in zip(*map(pa.ChunkedArray.to_pylist, table.columns), strict=True):
-        if bands_hash not in made:
-            missing.setdefault(bands_hash, material_id)
-    wanted = list(missing.values())
+    wanted = [one for one in hashes if one not in made]
     groups = [wanted[i : i + slots] for i in range(0, len(wanted), slots)]
     used = {record.shard for record in records}
     free = [shard for shard in range(len(used) + len(groups)) if shard not in used]
-    chunks = [GridChunk(shard=s, material_ids=tuple(ids)) for s, ids in zip(free, groups, strict=False)]
-    if chunks:
-        grow_array(workspace, max(chunk.shard for chunk in chunks) + 1)
-    return chunks
+    assigned = dict(zip(free, groups, strict=False))
+    if assigned:
+        grow_array(workspace, max(assigned) + 1)
+    return assigned
 
 
 def make_chunk(workspace: Workspace, chunk: GridChunk, settings: GridSettings) -> int:

@@ -14,6 +14,8 @@ COMMANDS = (
     "dataset",
     "audit",
     "tune",
+    "grid",
+    "jobflow-remote",
     "screen",
     "predict",
     "report",

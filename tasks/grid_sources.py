@@ -1,0 +1,171 @@
+"""Grids straight from a source of bands, kept in a collection of their own beside the data of SuperCon.
+
+A collection is a workspace within the workspace, ``collections/<name>``: ``grids/`` as the grid stage writes it, and
+``stages/grid``. What stands there is not made again; what a source no longer holds is left out of the index.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+
+from models.exceptions import MeissnerError
+from tasks.band_sources import BandItem, list_bands, load_bands
+from tasks.engines.gpaw_worker import band_gap
+from tasks.exceptions import InputError
+from tasks.formulas import normalise_formula
+from tasks.grids import RETRY_DELAYS, Grid, assign_shards, grid_of, make_grid
+from tasks.progress import leave_summary
+from tasks.schemas import GRID_INDEX
+from tasks.settings import GridSettings
+from tasks.shards import INDEX, Grids, SlotRecord, read_records, write_shard
+from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
+from tasks.tight_binding import TightBinding
+from tasks.uniform_bands import UniformBands
+from tasks.workspace import Workspace
+
+STAGE = "grid"
+CODE_VERSION = 1
+FACTS = "grids/facts"  # formula and gap of what stands in a shard, one file each
+
+
+class SourceChunk(BaseModel):
+    """Band structures whose grids make one shard."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shard: int
+    items: tuple[BandItem, ...]
+
+
+def collection(workspace: Workspace, name: str) -> Workspace:
+    """The workspace of a collection.
+
+    Raises
+    ------
+    InputError
+        If the name is not one plain word.
+    """
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise InputError(f"Collection {name!r} must be a plain name of letters, digits, '-', '_' and '.'")
+    return Workspace(workspace.path(f"collections/{name}"))
+
+
+def plan_sources(
+    place: Workspace, sources: Sequence[str], settings: GridSettings
+) -> tuple[list[BandItem], list[SourceChunk]]:
+    """Everything that the sources hold, and the part of it that has no grid yet, by shards."""
+    items = [item for source in sources for item in list_bands(source)]
+    wanted = {item.content: item for item in reversed(items)}
+    assigned = assign_shards(place, settings, list(dict.fromkeys(item.content for item in items)))
+    chunks = [
+        SourceChunk(shard=shard, items=tuple(wanted[content] for content in contents))
+        for shard, contents in assigned.items()
+    ]
+    return items, chunks
+
+
+def make_source_chunk(place: Workspace, chunk: SourceChunk, settings: GridSettings, efermi: float | None = None) -> int:
+    """Make the grids of one shard and write it; bands that cannot be used are recorded as refused.
+
+    Returns
+    -------
+    How many band structures were dealt with.
+    """
+    grids: list[Grids | None] = []
+    slots, facts = [], {}
+    for item in chunk.items:
+        slot = SlotRecord(position=0, material_id=item.material_id, bands_hash=item.content)
+        try:
+            grid, fact = _make_grid(item, settings, efermi)
+        except MeissnerError as error:
+            grids.append(None)
+            slots.append(slot.model_copy(update={"refusal": str(error)}))
+            continue
+        grids.append(grid.energies)
+        numbers = {name: getattr(grid, name) for name in ("crossing_bands", "first_band", "real_bands")}
+        slots.append(slot.model_copy(update=numbers))
+        facts[item.content] = fact
+    place.write_json(f"{FACTS}/{chunk.shard:06d}.json", facts)
+    write_shard(place, chunk.shard, grids, slots)
+    return len(slots)
+
+
+def _make_grid(item: BandItem, settings: GridSettings, efermi: float | None) -> tuple[Grid, dict[str, Any]]:
+    """The grid of one band structure, and what the index tells of it."""
+    bands = load_bands(item, efermi)
+    if isinstance(bands, TightBinding):
+        energies = bands.nearest_bands(settings.bands, settings.mesh)
+        gap = band_gap(energies.reshape(1, len(energies), -1), 0.0)
+        return grid_of(energies, settings), {"formula": item.material_id, "chemical_system": "", "band_gap_ev": gap}
+    return make_grid(bands, settings), _facts(bands)
+
+
+def _facts(bands: UniformBands) -> dict[str, Any]:
+    symbols, counts = np.unique(bands.species, return_counts=True)
+    formula = normalise_formula({str(symbol): float(count) for symbol, count in zip(symbols, counts, strict=True)})
+    gap = band_gap(bands.energies, bands.efermi)
+    return {"formula": formula, "chemical_system": "-".join(map(str, symbols)), "band_gap_ev": gap}
+
+
+def index_sources(place: Workspace, items: Sequence[BandItem]) -> StageOutcome:
+    """The index of all that the sources hold, and what was refused."""
+    slots = {slot.bands_hash: slot for record in read_records(place) for slot in record.slots}
+    facts: dict[str, Any] = {}
+    for name in place.list(f"{FACTS}/*.json"):
+        facts |= place.read_json(name)
+    rows, rejected = [], []
+    for item in sorted(items, key=lambda item: item.material_id):
+        slot = slots[item.content]
+        if slot.refusal:
+            rejected.append(Rejection(item.material_id, slot.refusal))
+            continue
+        stands = slot.model_dump(exclude={"material_id", "refusal"})
+        rows.append({"material_id": item.material_id, "parent_id": item.material_id, **facts[item.content], **stands})
+    return StageOutcome(
+        rows_in=len(items),
+        accounted=len(rows),
+        tables={INDEX: pa.Table.from_pylist(rows, schema=GRID_INDEX)},
+        rejected=rejected,
+        counts={
+            "grids": len(rows),
+            "metals": sum(row["crossing_bands"] > 0 for row in rows),
+            "padded": sum(row["first_band"] > 0 for row in rows),
+        },
+    )
+
+
+@task(name="list bands", task_run_name="list bands")
+def plan_source_grids(
+    place: str, sources: tuple[str, ...], settings: GridSettings
+) -> tuple[list[BandItem], list[SourceChunk]]:
+    """What the sources hold, and what of it has no grid; see ``plan_sources``."""
+    return plan_sources(Workspace(place), sources, settings)
+
+
+@task(name="grid chunk", task_run_name="grid chunk {chunk.shard}", retries=2, retry_delay_seconds=list(RETRY_DELAYS))
+def source_grid_chunk(place: str, chunk: SourceChunk, settings: GridSettings, efermi: float | None = None) -> int:
+    """Grids of one chunk into one shard; run again, it writes the same bytes."""
+    return make_source_chunk(Workspace(place), chunk, settings, efermi)
+
+
+@task(name="finish grids", task_run_name="finish grids")
+def finish_source_grids(
+    place: str, items: list[BandItem], settings: GridSettings, started: datetime | None = None
+) -> StageReport:
+    """Stage "grid" of a collection: the index of all grids."""
+    there = Workspace(place)
+    report = run_stage(
+        there,
+        STAGE,
+        lambda: index_sources(there, items),
+        code_version=CODE_VERSION,
+        inputs=[hash_text(*(f"{item.material_id} {item.content}" for item in items))],
+        settings=settings,
+        started=started,
+    )
+    return leave_summary(there, report)
