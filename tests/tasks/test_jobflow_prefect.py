@@ -360,3 +360,25 @@ def test_folders_of_their_own_for_jobs_in_threads(tmp_path):
 def test_outside_of_a_flow_it_makes_its_own():
     one = add(1, 2)
     assert run_on_prefect(one, store=make_store(), log=False)[one.uuid][1].output == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_processes_and_dask_with_a_store_that_they_reach(kind, tmp_path):
+    from prefect.task_runners import ProcessPoolTaskRunner
+
+    from tasks.job_store import open_job_store
+    from tasks.runners import open_task_runner
+    from tasks.settings import ClusterSettings
+
+    flow = Flow([chain(add, replace_by_flow, add), fan_out()])
+    local = run_locally(flow, store=make_store(), log=False)
+    store = open_job_store(str(tmp_path / "w"), "files")
+    pool = ProcessPoolTaskRunner(2) if kind == "processes" else open_task_runner(ClusterSettings(), 2, processes=True)
+    with pool as runner:
+        ours = run_on_prefect(
+            flow, store=store, task_runner=runner, root_dir=tmp_path / "run", create_folders=True, log=False
+        )
+    assert canonical(flow, ours) == canonical(flow, local)
+    assert store.count() == sum(map(len, ours.values()))
+    assert len(list((tmp_path / "run").iterdir())) == store.count()
