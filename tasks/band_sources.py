@@ -1,4 +1,4 @@
-"""Bands that somebody has: VASP runs, pymatgen's band structures, tight-binding models, tables of our own.
+"""Bands that somebody has: VASP runs, pymatgen's band structures, tight-binding models, SuperBand, tables of our own.
 
 A source is a file, a folder or a zip of such files. ``list_bands`` names what is in it without reading it, so that the
 work can be shared out; ``load_bands`` reads one of them.
@@ -20,19 +20,23 @@ from pydantic import BaseModel, ConfigDict
 from tasks.exceptions import InputError
 from tasks.kpoints import deduce_grid, point_group
 from tasks.schemas import BANDS
+from tasks.settings import GridSettings
 from tasks.sources import read_bytes
+from tasks.stages import hash_text
+from tasks.superband_grids import SuperBandGrid, read_superband_material, superband_names
 from tasks.tight_binding import TightBinding, read_wannier90_hr
 from tasks.uniform_bands import DENSITIES, ROW_COLUMNS, UniformBands
 from tasks.vasprun import SYMPREC
 
-Kind = Literal["vasprun", "json", "wannier90", "table"]
+Kind = Literal["vasprun", "json", "wannier90", "table", "superband"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "vasprun": ("vasprun.xml", "vasprun.xml.gz"),
     "wannier90": ("_hr.dat", "_hr.dat.gz"),
     "table": (".parquet",),
+    "superband": (".hdf5", ".h5"),
     "json": (".json", ".json.gz"),
 }
-LISTED = "vasprun*.xml[.gz], *_hr.dat[.gz], *.json[.gz] of pymatgen's BandStructure, *.parquet of our own"
+LISTED = "vasprun*.xml, *_hr.dat, *.json of pymatgen's BandStructure (all also .gz), *.parquet, SuperBand's *.hdf5"
 
 
 class BandItem(BaseModel):
@@ -44,7 +48,7 @@ class BandItem(BaseModel):
     kind: Kind
     url: str
     row: int = 0
-    content: str  # hash of the file and, in a table, of the bands
+    content: str  # hash of the file, in a table of the bands; in a large file of its size, date and the name
 
 
 def list_bands(source: str) -> list[BandItem]:
@@ -95,6 +99,13 @@ def _items(url: str, name: str, kind: Kind) -> list[BandItem]:
             BandItem(material_id=material_id, kind=kind, url=url, row=row, content=content)
             for row, (material_id, content) in enumerate(rows)
         ]
+    if kind == "superband":
+        state = Path(url).stat() if Path(url).is_file() else None
+        mark = f"{state.st_size} {state.st_mtime_ns}" if state else ""
+        return [
+            BandItem(material_id=one, kind=kind, url=url, content=hash_text(url, mark, one))
+            for one in superband_names(url)
+        ]
     content = hashlib.sha256(read_bytes(url)).hexdigest()
     return [BandItem(material_id=_material_id(name, kind), kind=kind, url=url, content=content)]
 
@@ -126,11 +137,15 @@ def _table_problem(url: str) -> str:
     return f"{url} is no table of bands as in bands/: it lacks {', '.join(absent)}" if absent else ""
 
 
-def load_bands(item: BandItem, efermi: float | None = None) -> UniformBands | TightBinding:
+def load_bands(
+    item: BandItem, settings: GridSettings, efermi: float | None = None
+) -> UniformBands | TightBinding | SuperBandGrid:
     """Read one band structure.
 
     Parameters
     ----------
+    settings
+        The shape that finished grids must have.
     efermi
         Fermi level of tight-binding models whose files do not name one, eV.
 
@@ -145,6 +160,8 @@ def load_bands(item: BandItem, efermi: float | None = None) -> UniformBands | Ti
         needed = [name for name in (*ROW_COLUMNS, *DENSITIES) if name in BANDS.names]
         row = _read_table(item.url, needed).slice(item.row, 1).to_pylist()[0]
         return UniformBands.from_row(row)
+    if item.kind == "superband":
+        return read_superband_material(item.url, item.material_id, bands=settings.bands, mesh=settings.mesh)
     if item.kind == "json":
         return bands_from_pymatgen(_read_json(item.url), item.material_id)
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from tasks.schemas import GRID_INDEX
 from tasks.settings import GridSettings
 from tasks.shards import INDEX, Grids, SlotRecord, read_records, write_shard
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
+from tasks.superband_grids import SuperBandGrid
 from tasks.tight_binding import TightBinding
 from tasks.uniform_bands import UniformBands
 from tasks.workspace import Workspace
@@ -97,12 +98,27 @@ def make_source_chunk(place: Workspace, chunk: SourceChunk, settings: GridSettin
 
 def _make_grid(item: BandItem, settings: GridSettings, efermi: float | None) -> tuple[Grid, dict[str, Any]]:
     """The grid of one band structure, and what the index tells of it."""
-    bands = load_bands(item, efermi)
+    bands = load_bands(item, settings, efermi)
+    if isinstance(bands, SuperBandGrid):
+        return _finished(bands), {
+            "formula": bands.formula,
+            "supercon_formula": bands.formula,
+            "tc_kelvin": bands.tc_kelvin,
+            "chemical_system": "-".join(sorted(set(bands.species))),
+            "band_gap_ev": band_gap(bands.energies.reshape(1, len(bands.energies), -1), 0.0),
+        }
     if isinstance(bands, TightBinding):
         energies = bands.nearest_bands(settings.bands, settings.mesh)
         gap = band_gap(energies.reshape(1, len(energies), -1), 0.0)
         return grid_of(energies, settings), {"formula": item.material_id, "chemical_system": "", "band_gap_ev": gap}
     return make_grid(bands, settings), _facts(bands)
+
+
+def _finished(found: SuperBandGrid) -> Grid:
+    """SuperBand's own grid, as it is after the repairs."""
+    flat = found.energies.reshape(len(found.energies), -1)
+    crossing = int(((flat.min(axis=1) < 0) & (flat.max(axis=1) > 0)).sum())
+    return Grid(found.energies, crossing, found.first_band, found.real_bands)
 
 
 def _facts(bands: UniformBands) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from tasks.grids import make_grid
 from tasks.schemas import BANDS
 from tasks.settings import GridSettings
 from tasks.shards import read_grids
+from tasks.superband_grids import read_superband_material
 from tasks.tight_binding import write_wannier90_hr
 from tasks.tight_binding_models import one_band_cuprate
 from tasks.uniform_bands import UniformBands
 from tasks.vasprun import read_vasprun
 from tasks.workspace import Workspace
 from tests.tasks.test_bands import make_row
+from tests.tasks.test_superband_grids import material, write_superband
 
 SETTINGS = GridSettings(mesh=8)
 
@@ -145,6 +147,18 @@ def test_a_source_without_bands_and_a_bad_name(tmp_path):
         collection(Workspace(tmp_path), "../x")
 
 
+def test_superbands_file_keeps_its_grids_and_labels(place, tmp_path):
+    path = write_superband(tmp_path / "0724.hdf5", {"CuO2": material(), "bad": material(position=np.zeros((1, 3)))})
+    made, outcome = run(place, path)
+    assert (made, outcome.accounted) == (2, 1)
+    assert [refused.item for refused in outcome.rejected] == ["bad"]
+    index, grids = read_grids(place)
+    row = index.to_pylist()[0]
+    found = read_superband_material(path, "CuO2", mesh=8)
+    assert (row["formula"], row["tc_kelvin"]) == (found.formula, found.tc_kelvin)
+    assert np.array_equal(grids[0], found.energies)
+
+
 def test_tables_of_another_kind_are_refused_and_the_rest_goes_on(place, folder):
     pq.write_table(pa.table({"material_id": ["x"], "energy": [1.0]}), folder / "other.parquet")
     (folder / "cut.parquet").write_bytes((folder / "table.parquet").read_bytes()[:1000])
@@ -156,7 +170,9 @@ def test_tables_of_another_kind_are_refused_and_the_rest_goes_on(place, folder):
 
 
 def test_two_kinds_are_loaded_as_what_they_are(folder):
-    kinds = {type(load_bands(item)).__name__ for item in list_bands(str(folder)) if item.material_id != "broken"}
+    kinds = {
+        type(load_bands(item, SETTINGS)).__name__ for item in list_bands(str(folder)) if item.material_id != "broken"
+    }
     assert kinds == {"UniformBands", "TightBinding"}
 
 
