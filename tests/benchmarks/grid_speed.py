@@ -33,18 +33,24 @@ ROUNDS = 2  # the fastest counts
 
 def published_way(band_structure, settings: GridSettings) -> np.ndarray:
     """Grid by IFermi on BoltzTraP2's mesh and an image filter; one worker."""
+    return published_bands(band_structure, settings)[0]
+
+
+def published_bands(band_structure, settings: GridSettings) -> tuple[np.ndarray, np.ndarray]:
+    """The same, and which bands it took."""
     from ifermi.interpolate import FourierInterpolator
     from ifermi.kpoints import get_kpoint_mesh_dim
     from skimage.transform import resize
 
     dense = FourierInterpolator(band_structure).interpolate_bands(settings.star_ratio, nworkers=1)
     energies = np.concatenate(list(dense.bands.values())) - dense.efermi
-    chosen = energies[select_bands(energies.mean(axis=1), settings.bands)]
+    rows = select_bands(energies.mean(axis=1), settings.bands)
+    chosen = energies[rows]
     kpoints = np.array([point.frac_coords for point in dense.kpoints])
     mesh = get_kpoint_mesh_dim(kpoints)
     order = np.lexsort(kpoints.round(5).T[::-1])
     blocks = chosen[:, order].reshape(-1, *mesh)
-    return np.stack([resize(block, (settings.mesh,) * 3) for block in blocks]).astype(np.float32)
+    return np.stack([resize(block, (settings.mesh,) * 3) for block in blocks]).astype(np.float32), rows
 
 
 def to_pymatgen(bands: UniformBands):
