@@ -132,6 +132,10 @@ class GpawSettings(StepSettings):
     scf_density: float = Field(3.0, gt=0, description="k points of the self-consistent run per inverse angstrom")
     band_density: float = Field(4.5, gt=0, description="k points of the uniform bands per inverse angstrom")
     extra_bands: int = Field(10, ge=1, description="Converged bands above the occupied ones (18 at least in all)")
+    launcher: str | None = Field(
+        None,
+        description="How one calculation is spread over cores, such as: mpirun -n 4 (GPAW built with MPI); none: one",
+    )
     seconds: float = Field(1800, gt=0, description="Wall time of one calculation, seconds")
     retries: int = Field(1, ge=0, description="Further tries of a calculation that failed for a passing reason")
 

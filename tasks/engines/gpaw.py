@@ -7,6 +7,7 @@ output is a row of the table BANDS. The calculation itself is in ``gpaw_worker``
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class GpawBandMaker(Maker):
     @property
     def settings_json(self) -> str:
         """What the bands depend on; the time limit and the number of tries do not belong to it."""
-        numbers = self.settings.model_dump(mode="json", exclude={"seconds", "retries"})
+        numbers = self.settings.model_dump(mode="json", exclude={"launcher", "seconds", "retries"})
         fixed = {"functional": FUNCTIONAL, "least_bands": LEAST_BANDS, "initial_moments": INITIAL_MOMENTS}
         return json.dumps({**numbers, **fixed}, sort_keys=True)
 
@@ -103,7 +104,7 @@ class GpawBandMaker(Maker):
 def run_ground_state(structure: Structure, maker: GpawBandMaker, folder: str) -> dict[str, Any]:
     """Self-consistent density of a crystal; gives the total energy, moment, electrons and seconds."""
     task = worker_task("ground-state", structure, maker.settings)
-    return run_worker(task, Path(folder), maker.settings.seconds)
+    return run_worker(task, Path(folder), maker.settings.seconds, maker.settings.launcher)
 
 
 @job
@@ -112,7 +113,7 @@ def run_bands(
 ) -> dict[str, Any]:
     """Bands and projected densities of states at that density, as a row of BANDS."""
     task = worker_task("bands", structure, maker.settings)
-    result = run_worker(task, Path(folder), maker.settings.seconds)
+    result = run_worker(task, Path(folder), maker.settings.seconds, maker.settings.launcher)
     shutil.rmtree(folder, ignore_errors=True)
     times = {"seconds": round(ground["seconds"] + result["seconds"], 2)}
     inputs = {
@@ -139,8 +140,11 @@ def worker_task(step: str, structure: Structure, settings: GpawSettings) -> dict
     }
 
 
-def run_worker(task: dict[str, Any], folder: Path, seconds: float) -> dict[str, Any]:
+def run_worker(task: dict[str, Any], folder: Path, seconds: float, launcher: str | None = None) -> dict[str, Any]:
     """Run one step in a process of its own, which ends with this one, and give what it computed and its seconds.
+
+    With a ``launcher`` (``mpirun -n 4``) it is that program which runs in its own process and spreads the step over
+    cores; its processes then end when it does.
 
     A step that an earlier, killed run of the same calculation finished in this folder is not run again.
 
@@ -159,11 +163,17 @@ def run_worker(task: dict[str, Any], folder: Path, seconds: float) -> dict[str, 
         with contextlib.suppress(EngineError):
             return _read_result(step, target, 0, b"")
     target.unlink(missing_ok=True)
-    document = {**task, "gpw": str(density), "log": str(log), "parent": os.getpid(), "started": time.time()}
+    command = [sys.executable, "-m", "tasks.engines.gpaw_worker", str(source), str(target)]
+    parent = 0 if launcher else os.getpid()
+    if launcher:
+        command = shlex.split(launcher) + command
+        if shutil.which(command[0]) is None:
+            raise EngineError(f"gpaw, {step}: the program {command[0]!r} is not there (gpaw.launcher)")
+    document = {**task, "gpw": str(density), "log": str(log), "parent": parent, "started": time.time()}
     source.write_text(json.dumps(document))
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", "tasks.engines.gpaw_worker", str(source), str(target)],
+            command,
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": _python_path()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -32,10 +32,13 @@ GAP_TOLERANCE_EV = 0.01  # below this a gap is not told from a touching of bands
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux; elsewhere nothing happens)."""
+    """Have the kernel kill this process when its parent ends, however it ends (Linux; elsewhere nothing happens).
+
+    ``parent`` is its process id, or 0 where a launcher stands between.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the kernel was asked
+        if parent and os.getppid() != parent:  # it ended before the kernel was asked
             os._exit(1)
 
 
@@ -79,7 +82,8 @@ def run_ground_state(task: dict[str, Any]) -> dict[str, Any]:
     # The work is done on a scratch name: a file with the final name is always a whole one.
     scratch = task["gpw"] + ".part.gpw"
     atoms.calc.write(scratch)
-    Path(scratch).replace(task["gpw"])
+    if is_first_rank():
+        Path(scratch).replace(task["gpw"])
     return {
         "total_energy_ev": round(float(energy), DECIMALS),
         "magnetic_moment": round(moment, 4),
@@ -195,11 +199,20 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one of an MPI run that writes; alone, it is."""
+    from gpaw.mpi import world
+
+    return bool(world.rank == 0)
+
+
 def main(source: str, target: str) -> None:
     """Read the input, run the step, write the output."""
     task = json.loads(Path(source).read_text())
     die_with_parent(task["parent"])
     result = run_step(task)
+    if not is_first_rank():
+        return
     scratch = Path(target + ".part")
     scratch.write_text(json.dumps({**result, "seconds": round(time.time() - task["started"], 2)}))
     scratch.replace(target)

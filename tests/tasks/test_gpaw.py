@@ -54,7 +54,7 @@ def test_uuids_follow_from_crystal_and_settings():
     assert flows[0].job_uuids == flows[1].job_uuids
     other = GpawBandMaker(settings=GpawSettings(cutoff_ev=500)).make(ALUMINIUM, "Al")
     assert not set(flows[0].job_uuids) & set(other.job_uuids)
-    patient = GpawBandMaker(settings=GpawSettings(seconds=1)).make(ALUMINIUM, "Al")
+    patient = GpawBandMaker(settings=GpawSettings(seconds=1, launcher="mpirun -n 2")).make(ALUMINIUM, "Al")
     assert patient.job_uuids == flows[0].job_uuids, "a time limit is no property of a result"
 
 
@@ -176,6 +176,15 @@ def test_failures_of_the_process_become_engine_errors(stand_in, tmp_path, action
         run_worker(worker_task("bands", ALUMINIUM, COARSE), tmp_path / "run", 2)
     assert is_passing(caught.value) is passing
     assert isinstance(caught.value, PassingEngineError) is passing
+
+
+def test_a_launcher_starts_the_worker_and_a_missing_one_is_said(tmp_path):
+    """``env`` stands for mpirun: what it starts gets the same arguments and must not look for its parent."""
+    task = worker_task("ground-state", ALUMINIUM, COARSE)
+    result = run_worker(task, tmp_path, 300, launcher="env OMP_NUM_THREADS=1")
+    assert result["electrons"] == 3
+    with pytest.raises(EngineError, match="the program 'no-such-mpirun' is not there"):
+        run_worker(task, tmp_path / "other", 300, launcher="no-such-mpirun -n 4")
 
 
 def test_worker_dies_with_its_parent(tmp_path):
