@@ -201,7 +201,7 @@ def _die_with_parent() -> None:
 
 
 def mark_crashed_runs(server: Server) -> int:
-    """Mark flow runs that a dead process left "Running" as crashed; returns how many.
+    """Mark flow and task runs that a dead process left "Running" as crashed; returns how many.
 
     Only where the server was just started by this process: then nothing else can be running on it.
     """
@@ -209,18 +209,20 @@ def mark_crashed_runs(server: Server) -> int:
         return 0
     reason = "The process that ran it is gone; the next run goes on from what it finished."
     state = {"type": "CRASHED", "name": "Crashed", "message": reason}
-    return _set_running_states(server, state, timeout=10)
+    return sum(_set_running_states(server, kind, state, timeout=10) for kind in ("flow_runs", "task_runs"))
 
 
 def mark_cancelled_runs(server: Server) -> int:
     """Mark the running flow runs as cancelled, quickly, when a person stops the run."""
-    return _set_running_states(server, {"type": "CANCELLED", "name": "Cancelled", "message": "Ctrl-C"}, timeout=1.5)
+    state = {"type": "CANCELLED", "name": "Cancelled", "message": "Ctrl-C"}
+    return _set_running_states(server, "flow_runs", state, timeout=1.5)
 
 
-def _set_running_states(server: Server, state: dict[str, str], timeout: float) -> int:
-    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+def _set_running_states(server: Server, kind: str, state: dict[str, str], timeout: float) -> int:
+    """Give all runs of a kind (``flow_runs`` or ``task_runs``) that are under way a state; those of one answer."""
+    running = {kind: {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
     with httpx.Client(base_url=server.api_url, timeout=timeout) as client:
-        runs = client.post("/flow_runs/filter", json=running).json()
+        runs = client.post(f"/{kind}/filter", json=running).json()
         for run in runs:
-            client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True})
+            client.post(f"/{kind}/{run['id']}/set_state", json={"state": state, "force": True})
     return len(runs)

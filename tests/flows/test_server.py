@@ -19,11 +19,14 @@ import sys, time
 from flows.server import prefect_server
 from tasks.workspace import Workspace
 with prefect_server(Workspace(sys.argv[1])) as server:
-    from prefect import flow
-    @flow
-    def endless():
+    from prefect import flow, task
+    @task
+    def wait():
         print(server.ui_url, server.owned, flush=True)
         time.sleep(600)
+    @flow
+    def endless():
+        wait()
     endless()
 """
 
@@ -55,12 +58,16 @@ def test_a_server_is_shared_dies_with_its_owner_and_its_runs_are_marked(tmp_path
         assert httpx.get(f"{server.api_url}/health").json() is True
         pid = next(p.pid for p in psutil.Process(first.pid).children() if "prefect" in " ".join(p.cmdline()))
         second, shared = hold(tmp_path, environment)
+        running = {"task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        while len(httpx.post(f"{server.api_url}/task_runs/filter", json=running).json()) < 2:
+            time.sleep(0.2)  # the server hears of task runs a little later
         end(second)
         assert (shared.ui_url, shared.owned) == (server.ui_url, False)
         assert mark_crashed_runs(shared) == 0, "a server of somebody else may have runs that are alive"
-        assert mark_crashed_runs(server) == 2
-        states = httpx.post(f"{server.api_url}/flow_runs/filter", json={}).json()
-        assert {run["state_type"] for run in states} == {"CRASHED"}
+        assert mark_crashed_runs(server) == 4
+        for kind in ("flow_runs", "task_runs"):
+            states = httpx.post(f"{server.api_url}/{kind}/filter", json={}).json()
+            assert [run["state_type"] for run in states] == ["CRASHED"] * 2
     finally:
         end(first)
     for _ in range(50):
