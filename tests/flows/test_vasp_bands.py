@@ -43,7 +43,7 @@ def runs(tmp_path, event):
 
 def test_jobs_are_retried_failures_told_and_the_rest_becomes_grids(tmp_path, vasp):
     place = Workspace(tmp_path / "w")
-    write_ordered(place, {name: CELLS[name] for name in ("Al-225", "Nb-229", "CsCl/BeCu")})
+    write_ordered(place, {"Al-vasp": CELLS["Al-225"], **{name: CELLS[name] for name in ("Nb-229", "CsCl/BeCu")}})
     settings = vasp("--fail", "killed:Al:static", "--fail", "unconverged:BeCu:relax:99")
     report = bands(place.url, SETTINGS, vasp=settings, processes=2)
     assert report.counts == {"bands": 1, "bundled": 0, "calculated": 1}
@@ -55,11 +55,11 @@ def test_jobs_are_retried_failures_told_and_the_rest_becomes_grids(tmp_path, vas
     ended = [run for run in runs(tmp_path, "end") if run[0] == "Al"]
     assert ended == [["Al", "relax"], ["Al", "static"], ["Al", "uniform"]]
     with get_client(sync_client=True) as client:
-        tags = TaskRunFilter(tags=TaskRunFilterTags(all_=["dft", "material_id:Al-225"]))
+        tags = TaskRunFilter(tags=TaskRunFilterTags(all_=["dft", "material_id:Al-vasp"]))
         names = {run.name: run.run_count for run in client.read_task_runs(task_run_filter=tags, **FIRST)}
     assert names == {"relax Al": 1, "static Al": 2, "uniform bands Al": 1, "collect Al": 1, "store Al": 1}
     grids(place.url, GridSettings(), processes=1)
-    assert place.read_table("grids/index.parquet", ["material_id"])["material_id"].to_pylist() == ["Al-225"]
+    assert place.read_table("grids/index.parquet", ["material_id"])["material_id"].to_pylist() == ["Al-vasp"]
     again = bands(place.url, SETTINGS, vasp=settings, processes=2)
     assert again.reused
     retried = retry_failed(place.url, "converge", SETTINGS, vasp=vasp(), processes=1)
