@@ -5,6 +5,7 @@
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 BIN = .venv/bin
+PARALLEL = -n 2 --dist loadfile
 
 .PHONY: run test test-quick lint format setup clean
 
@@ -12,10 +13,10 @@ run: setup
 	@$(BIN)/meissner discover --profile starter
 
 test: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-quick: lint
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
