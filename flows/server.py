@@ -76,25 +76,38 @@ def prefect_server(
     loopback with SQLite and stopped at the end (or when this process dies, however it dies). ``meanwhile`` is called
     while the server comes up: the place for slow imports.
     """
-    os.environ.update({name: value for name, value in (QUIET | CONSOLE).items() if name not in os.environ})
-    if url := configured_api_url():
-        meanwhile()
-        yield Server(url.rstrip("/").removesuffix("/api"), owned=False)
-        return
-    home = prefect_home(workspace)
-    home.mkdir(parents=True, exist_ok=True)
-    os.environ["PREFECT_HOME"] = str(home)
-    if found := _running_server(home):
-        os.environ["PREFECT_API_URL"] = found.api_url
-        meanwhile()
-        yield found
-        return
-    with _start_server(home, port or _free_port(), meanwhile) as server:
-        try:
-            yield server
-        finally:
-            _send_last_logs()
-    os.environ.pop("PREFECT_API_URL")
+    with _environment_kept("PREFECT_API_URL", "PREFECT_HOME"):
+        os.environ.update({name: value for name, value in (QUIET | CONSOLE).items() if name not in os.environ})
+        if url := configured_api_url():
+            meanwhile()
+            yield Server(url.rstrip("/").removesuffix("/api"), owned=False)
+            return
+        home = prefect_home(workspace)
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(home)
+        if found := _running_server(home):
+            os.environ["PREFECT_API_URL"] = found.api_url
+            meanwhile()
+            yield found
+            return
+        with _start_server(home, port or _free_port(), meanwhile) as server:
+            try:
+                yield server
+            finally:
+                _send_last_logs()
+
+
+@contextlib.contextmanager
+def _environment_kept(*names: str) -> Iterator[None]:
+    """Give the variables back their values at the end, however the block ends: the next server has its own."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _running_server(home: Path) -> Server | None:

@@ -107,6 +107,7 @@ def test_a_server_that_cannot_start_is_one_sentence(tmp_path, monkeypatch):
     failure = pytest.raises(WorkspaceError, match=r"The Prefect server did not start; last line of .*server\.log")
     with failure, server.prefect_server(Workspace(tmp_path)):
         pass
+    assert "PREFECT_API_URL" not in os.environ, "the next run would look for the server that never came up"
 
 
 def test_two_runs_that_start_together_have_servers_of_their_own(tmp_path, environment):
