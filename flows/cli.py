@@ -253,10 +253,11 @@ def grid(
         str, typer.Option(help="Name of the collection that the grids of the sources make")
     ] = "files",
     efermi: Annotated[float | None, typer.Option(help="Fermi level of tight-binding models without one, eV")] = None,
+    store: Annotated[str | None, typer.Option(help="What shards hold: grids, coefficients or both")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every shard of the workspace's grids")] = False,
 ) -> None:
     """Bring bands onto grids, of the workspace or of files. Example: meissner grid runs/ --collection mine"""
-    settings = _settings(profile, workspace=workspace)
+    settings = _settings(profile, workspace=workspace, grid={"store": store})
     with _run(settings, ("grid",)) as (place, console):
         from flows import grids as flows
 

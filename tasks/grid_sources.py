@@ -18,11 +18,11 @@ from tasks.band_sources import BandItem, list_bands, load_bands
 from tasks.engines.gpaw_worker import band_gap
 from tasks.exceptions import InputError
 from tasks.formulas import normalise_formula
-from tasks.grids import RETRY_DELAYS, Grid, assign_shards, grid_of, make_grid
+from tasks.grids import RETRY_DELAYS, Grid, assign_shards, grid_of, make_grid, store_grids
 from tasks.progress import leave_summary
 from tasks.schemas import GRID_INDEX
 from tasks.settings import GridSettings
-from tasks.shards import INDEX, Grids, SlotRecord, read_records, write_shard
+from tasks.shards import INDEX, SlotRecord, read_records
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
 from tasks.superband_grids import SuperBandGrid
 from tasks.tight_binding import TightBinding
@@ -77,23 +77,19 @@ def make_source_chunk(place: Workspace, chunk: SourceChunk, settings: GridSettin
     -------
     How many band structures were dealt with.
     """
-    grids: list[Grids | None] = []
-    slots, facts = [], {}
+    made: list[tuple[SlotRecord, Grid | None]] = []
+    facts = {}
     for item in chunk.items:
         slot = SlotRecord(position=0, material_id=item.material_id, bands_hash=item.content)
         try:
             grid, fact = _make_grid(item, settings, efermi)
         except MeissnerError as error:
-            grids.append(None)
-            slots.append(slot.model_copy(update={"refusal": str(error)}))
+            made.append((slot.model_copy(update={"refusal": str(error)}), None))
             continue
-        grids.append(grid.energies)
-        numbers = {name: getattr(grid, name) for name in ("crossing_bands", "first_band", "real_bands")}
-        slots.append(slot.model_copy(update=numbers))
+        made.append((slot, grid))
         facts[item.content] = fact
     place.write_json(f"{FACTS}/{chunk.shard:06d}.json", facts)
-    write_shard(place, chunk.shard, grids, slots)
-    return len(slots)
+    return store_grids(place, chunk.shard, made)
 
 
 def _make_grid(item: BandItem, settings: GridSettings, efermi: float | None) -> tuple[Grid, dict[str, Any]]:

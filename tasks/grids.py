@@ -1,7 +1,7 @@
 """The grid stage: coarse bands become samples of BNAS, 18 bands on 32 x 32 x 32 k points."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
+from models.star_bands import StarBands
 from tasks.bands import ORDERED_TABLE, read_bands
 from tasks.exceptions import InputError, WorkspaceError
-from tasks.interpolation import interpolate_bands
+from tasks.interpolation import fit_bands
 from tasks.kpoints import Floats
 from tasks.progress import leave_summary
 from tasks.schemas import GRID_INDEX
@@ -62,12 +63,15 @@ class Grid:
         Channel of the first real band; above 0 where there are fewer bands than channels.
     real_bands
         How many channels hold a band.
+    stars
+        The coefficients that the energies come from; None where they come from elsewhere.
     """
 
     energies: Grids
     crossing_bands: int
     first_band: int
     real_bands: int
+    stars: StarBands | None = None
 
 
 def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
@@ -81,8 +85,9 @@ def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):
-        energies, _ = interpolate_bands(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
-    return grid_of(energies, settings)
+        found = fit_bands(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
+        grid = grid_of(found.fit.on_mesh((settings.mesh,) * 3), settings)
+    return replace(grid, stars=found.star_bands(grid.first_band))
 
 
 def grid_of(energies: Floats, settings: GridSettings) -> Grid:
@@ -125,7 +130,7 @@ def assign_shards(
         Look for damage by the checksum of every shard and not only by its size.
     """
     shape = (settings.bands, *(settings.mesh,) * 3)
-    slots = prepare_array(workspace, _key(settings), shape, settings.chunk)
+    slots = prepare_array(workspace, _key(settings), shape, settings.chunk, settings.store)
     discard_shards(workspace, verify_shards(workspace, thorough=verify))
     records = read_records(workspace)
     made = {slot.bands_hash for record in records for slot in record.slots}
@@ -148,20 +153,29 @@ def make_chunk(workspace: Workspace, chunk: GridChunk, settings: GridSettings) -
     """
     table = read_bands(workspace, [*ROW_COLUMNS, "bands_hash"])
     rows = table.filter(pc.is_in(table["material_id"], pa.array(chunk.material_ids, pa.string()))).to_pylist()
-    grids: list[Grids | None] = []
-    slots = []
+    made: list[tuple[SlotRecord, Grid | None]] = []
     for row in sorted(rows, key=lambda row: str(row["material_id"])):
         slot = SlotRecord(position=0, material_id=row["material_id"], bands_hash=row["bands_hash"])
         try:
-            grid = make_grid(UniformBands.from_row(row), settings)
+            made.append((slot, make_grid(UniformBands.from_row(row), settings)))
         except InputError as error:
-            grids.append(None)
-            slots.append(slot.model_copy(update={"refusal": str(error)}))
-            continue
-        grids.append(grid.energies)
-        numbers = {name: getattr(grid, name) for name in ("crossing_bands", "first_band", "real_bands")}
+            made.append((slot.model_copy(update={"refusal": str(error)}), None))
+    return store_grids(workspace, chunk.shard, made)
+
+
+def store_grids(workspace: Workspace, shard: int, made: Sequence[tuple[SlotRecord, Grid | None]]) -> int:
+    """Write one shard of grids with what their slots tell of them; a refused material has no grid.
+
+    Returns
+    -------
+    How many materials were dealt with.
+    """
+    slots = []
+    for slot, grid in made:
+        numbers = {name: getattr(grid, name) for name in ("crossing_bands", "first_band", "real_bands")} if grid else {}
         slots.append(slot.model_copy(update=numbers))
-    write_shard(workspace, chunk.shard, grids, slots)
+    grids, stars = zip(*((grid.energies, grid.stars) if grid else (None, None) for _slot, grid in made), strict=True)
+    write_shard(workspace, shard, grids, slots, stars)
     return len(slots)
 
 

@@ -11,10 +11,11 @@ mesh and transformed: the interpolant itself at the points wanted, with no resiz
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from models.star_bands import StarBands
 from tasks.exceptions import InputError
 from tasks.kpoints import Floats, Integers
 from tasks.uniform_bands import UniformBands, select_bands
@@ -43,23 +44,11 @@ class StarFit:
     star: Integers
     coefficients: Floats
 
-    def on_mesh(self, mesh: Sequence[int], rows: Integers | None = None) -> Floats:
-        """Energies on the k points (i / n_1, j / n_2, l / n_3).
-
-        Parameters
-        ----------
-        mesh
-            Points along each reciprocal axis.
-        rows
-            Bands wanted, all if None.
-
-        Returns
-        -------
-        (n_bands, n_1, n_2, n_3) float64, eV.
-        """
+    def on_mesh(self, mesh: Sequence[int]) -> Floats:
+        """Energies (n_bands, n_1, n_2, n_3) in eV on the k points (i / n_1, j / n_2, l / n_3), float64."""
         from scipy import fft
 
-        waves = self._folded(tuple(mesh), rows)
+        waves = self._folded(tuple(mesh))
         half = waves[..., : mesh[2] // 2 + 1]  # E(k) = E(-k): the folded waves are real and even
         return np.asarray(fft.irfftn(half, s=tuple(mesh), axes=(1, 2, 3), norm="forward", workers=1))
 
@@ -69,14 +58,38 @@ class StarFit:
         shares = np.bincount(self.star, weights=constant, minlength=self.coefficients.shape[1])
         return np.asarray(self.coefficients @ (shares / np.bincount(self.star)))
 
-    def _folded(self, mesh: tuple[int, ...], rows: Integers | None) -> Floats:
+    def _folded(self, mesh: tuple[int, ...]) -> Floats:
         """(n_bands, *mesh) sums of the plane-wave coefficients whose vectors agree modulo the mesh."""
         places = np.ravel_multi_index(tuple((self.vectors % np.asarray(mesh)).T), mesh)
-        chosen = self.coefficients if rows is None else self.coefficients[rows]
-        waves = (chosen / np.bincount(self.star))[:, self.star]
+        waves = (self.coefficients / np.bincount(self.star))[:, self.star]
         size = int(np.prod(mesh))
         folded = [np.bincount(places, weights=wave, minlength=size) for wave in waves]
         return np.stack(folded).astype(np.float64).reshape(-1, *mesh)
+
+
+@dataclass(frozen=True, eq=False)
+class NearestBands:
+    """The bands nearest E_F, sorted by mean.
+
+    Attributes
+    ----------
+    fit
+        Of these bands alone.
+    rows
+        (n_bands,) which bands of ``UniformBands.pooled`` they are.
+    rotations
+        (n, 3, 3) integers, acting on lattice vectors, that make each star of one vector.
+    """
+
+    fit: StarFit
+    rows: Integers
+    rotations: Integers
+
+    def star_bands(self, first_band: int = 0) -> StarBands:
+        """The coefficients for storage, float32."""
+        leaders = np.unique(self.fit.star, return_index=True)[1]
+        coefficients = self.fit.coefficients.astype(np.float32)
+        return StarBands(self.rotations, self.fit.vectors[leaders], coefficients, first_band)
 
 
 def build_stars(lattice: Floats, rotations: Integers, count: float) -> list[Integers]:
@@ -173,7 +186,21 @@ def _mean_waves(vectors: Integers, star: Integers, points: Integers, modulus: in
 def interpolate_bands(
     bands: UniformBands, count: int, mesh: Sequence[int], star_ratio: float
 ) -> tuple[Floats, Integers]:
-    """The bands nearest E_F on a mesh over the reciprocal primitive cell.
+    """The bands nearest E_F on a mesh over the reciprocal primitive cell; see ``fit_bands``.
+
+    Returns
+    -------
+    energies
+        (n, *mesh) float64, eV relative to E_F, sorted by mean.
+    rows
+        (n,) which bands of ``bands.pooled`` these are.
+    """
+    found = fit_bands(bands, count, mesh, star_ratio)
+    return found.fit.on_mesh(mesh), found.rows
+
+
+def fit_bands(bands: UniformBands, count: int, mesh: Sequence[int], star_ratio: float) -> NearestBands:
+    """Star functions through the bands nearest E_F.
 
     The bands are chosen by their means on the mesh (``select_bands``). Only candidates are fitted: those nearest by
     the coarse grid's means and a margin, widened until no band outside could have been chosen.
@@ -189,13 +216,6 @@ def interpolate_bands(
     star_ratio
         Stars for each inequivalent coarse k point, above 1.
 
-    Returns
-    -------
-    energies
-        (n, *mesh) float64, eV relative to E_F, sorted by mean.
-    rows
-        (n,) which bands of ``bands.pooled`` these are.
-
     Raises
     ------
     InputError
@@ -205,18 +225,18 @@ def interpolate_bands(
     fitted = count + MARGIN
     while True:
         candidates = np.sort(coarse[:fitted])
-        fit = _fit_candidates(bands, candidates, star_ratio)
+        fit, rotations = _fit_candidates(bands, candidates, star_ratio)
         means = fit.means(mesh)
         chosen = select_bands(means, count)
         outside = np.abs(bands.means[coarse[fitted:]]).min(initial=np.inf)
         drift = np.abs(means - bands.means[candidates]).max()
         if outside - drift > np.abs(means[chosen]).max():
-            return fit.on_mesh(mesh, chosen), candidates[chosen]
+            return NearestBands(replace(fit, coefficients=fit.coefficients[chosen]), candidates[chosen], rotations)
         fitted *= 2
 
 
-def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> StarFit:
-    """Fit that goes through all coarse energies of the rows, with more stars where the usual number does not do."""
+def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> tuple[StarFit, Integers]:
+    """Fit through all coarse energies of the rows, with more stars where the usual number does not do."""
     points, rotations = bands.symmetric_kpoints(rows)
     numbers, leaders = points.stars(rotations)
     if len(leaders) < 2:
@@ -228,7 +248,7 @@ def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> S
         stars = build_stars(bands.lattice, rotations, star_ratio * len(leaders) * 2**doubling)
         fit, miss = fit_stars(bands.lattice, stars, leaders, points.modulus, energies)
         if miss <= EXACT_EV:
-            return fit
+            return fit, rotations
     raise InputError(
         f"Bands of {bands.material_id}: the interpolant misses the coarse energies by {miss:.2g} eV "
         f"with {len(stars)} stars"

@@ -157,6 +157,17 @@ GRID_INDEX = pa.schema(
     ]
 )
 
+STAR_BANDS = pa.schema(
+    [
+        pa.field("position", pa.int64(), nullable=False),  # as in GRID_INDEX
+        pa.field("first_band", pa.int32(), nullable=False),
+        pa.field("step_ev", pa.float64(), nullable=False),  # unit of the coefficients
+        pa.field("rotations", pa.list_(pa.int8()), nullable=False),  # (n_rotations, 3, 3), on lattice vectors
+        pa.field("stars", pa.list_(pa.int16()), nullable=False),  # (n_stars, 3), a lattice vector of each
+        pa.field("coefficients", pa.list_(pa.int32()), nullable=False),  # (n_bands, n_stars), steps relative to E_F
+    ]
+)
+
 CANDIDATES = pa.schema(
     [
         pa.field("rank", pa.int32()),  # 1 is best; null for known materials and abstentions

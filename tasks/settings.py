@@ -216,6 +216,9 @@ class GridSettings(StepSettings):
     mesh: int = Field(32, ge=2, description="k points along each reciprocal axis")
     star_ratio: float = Field(5, gt=1, description="Star functions per coarse k point")
     chunk: int = Field(20, ge=1, description="Materials a task and a shard")
+    store: Literal["grids", "coefficients", "both"] = Field(
+        "grids", description="What shards hold: energies on the mesh, the star coefficients that make them, or both"
+    )
 
 
 class TrainingSettings(StepSettings):

@@ -1,15 +1,17 @@
-"""Grids on disk: a sharded Zarr array that only grows, and a record of what stands in each shard.
+"""Grids on disk: a sharded Zarr array that only grows, or the coefficients they are made of, and records of both.
 
 ``grids/energies.zarr`` is [slot, band, k1, k2, k3] float32, one chunk a slot, one object a shard. A shard is written
 whole by one process and never opened again; its record ``grids/shards/<number>.json`` comes after it and says which
 bands each slot was made from, with checksums. What has no record does not exist: a run that was killed leaves at most
-an object without a record, which is written again.
+an object without a record, which is written again. A shard may hold star coefficients (``tasks/coefficients.py``) in
+place of the grids or beside them.
 """
 
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.star_bands import StarBands
+from tasks.coefficients import FOLDER, coefficients_object, read_coefficients, write_coefficients
 from tasks.exceptions import InputError, MissingStageError, WorkspaceError
 from tasks.workspace import Workspace
 
@@ -25,6 +29,7 @@ INDEX = "grids/index.parquet"
 RECORDS = "grids/shards"
 
 Grids = npt.NDArray[np.float32]
+Store = Literal["grids", "coefficients", "both"]
 
 
 class SlotRecord(BaseModel):
@@ -42,14 +47,22 @@ class SlotRecord(BaseModel):
     refusal: str = ""
 
 
+class StoredObject(BaseModel):
+    """Size and checksum of an object as it was written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    sha256: str
+
+
 class ShardRecord(BaseModel):
-    """One finished shard: its object's size and checksum, and its slots."""
+    """One finished shard: its objects by name in the workspace, none where all was refused, and its slots."""
 
     model_config = ConfigDict(frozen=True)
 
     shard: int
-    size: int
-    sha256: str
+    objects: dict[str, StoredObject]
     slots: tuple[SlotRecord, ...]
 
 
@@ -73,7 +86,9 @@ def open_array(workspace: Workspace, read_only: bool = True) -> Any:
         return zarr.open_array(_store(workspace, read_only), mode="r" if read_only else "r+")
 
 
-def prepare_array(workspace: Workspace, key: str, shape: Sequence[int], shard_slots: int) -> int:
+def prepare_array(
+    workspace: Workspace, key: str, shape: Sequence[int], shard_slots: int, store: Store = "grids"
+) -> int:
     """Make sure that an array for grids of this shape and key is there, and say how many slots its shards have.
 
     An array made with another key (other settings or another version of the interpolation) goes, with its records
@@ -87,6 +102,8 @@ def prepare_array(workspace: Workspace, key: str, shape: Sequence[int], shard_sl
         Of one grid, e.g. (18, 32, 32, 32).
     shard_slots
         Slots a shard of a new array.
+    store
+        What its shards hold.
     """
     import zarr
     from zarr.codecs import BloscCodec
@@ -94,7 +111,7 @@ def prepare_array(workspace: Workspace, key: str, shape: Sequence[int], shard_sl
     array = open_array(workspace)
     if array is not None and array.attrs.get("key") == key:
         return int(array.shards[0])
-    for name in (INDEX, RECORDS, ARRAY):
+    for name in (INDEX, RECORDS, ARRAY, FOLDER):
         workspace.remove(name)
     with _zarr_errors(f"Cannot write {ARRAY} in {workspace.url}"):
         zarr.create_array(
@@ -106,7 +123,7 @@ def prepare_array(workspace: Workspace, key: str, shape: Sequence[int], shard_sl
             compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
             fill_value=np.nan,
             dimension_names=("slot", "band", "k1", "k2", "k3"),
-            attributes={"key": key, "unit": "eV relative to E_F"},
+            attributes={"key": key, "unit": "eV relative to E_F", "store": store},
         )
     return shard_slots
 
@@ -120,7 +137,13 @@ def grow_array(workspace: Workspace, shards: int) -> None:
             array.resize((slots, *array.shape[1:]))
 
 
-def write_shard(workspace: Workspace, shard: int, grids: Sequence[Grids | None], slots: Sequence[SlotRecord]) -> None:
+def write_shard(
+    workspace: Workspace,
+    shard: int,
+    grids: Sequence[Grids | None],
+    slots: Sequence[SlotRecord],
+    stars: Sequence[StarBands | None] = (),
+) -> None:
     """Write one shard whole, then its record.
 
     Parameters
@@ -129,26 +152,42 @@ def write_shard(workspace: Workspace, shard: int, grids: Sequence[Grids | None],
         One for each slot from the shard's first on; None for a refused material, whose slot stays empty.
     slots
         Records of the same slots; positions and checksums are filled in here.
+    stars
+        The bands that the grids were made of, None where there are none: such a grid is always stored itself.
     """
     array = open_array(workspace, read_only=False)
-    length = int(array.shards[0])
+    length, store = int(array.shards[0]), array.attrs["store"]
     if len(grids) != len(slots) or len(grids) > length or (shard + 1) * length > array.shape[0]:
         raise WorkspaceError(f"Shard {shard} of {ARRAY} has no room for {len(grids)} grids ({array.shape=}, {length=})")
     block = np.full((length, *array.shape[1:]), np.nan, dtype=np.float32)
     first = shard * length
-    filled = []
+    filled, coefficients = [], {}
     for place, (grid, slot) in enumerate(zip(grids, slots, strict=True)):
-        sha256 = ""
-        if grid is not None:
+        bands = stars[place] if stars and store != "grids" else None
+        if bands:
+            coefficients[first + place] = bands
+        if grid is not None and not (bands and store == "coefficients"):
             block[place] = grid
-            sha256 = checksum(grid)
+        sha256 = "" if grid is None else checksum(grid)
         filled.append(slot.model_copy(update={"position": first + place, "sha256": sha256}))
-    workspace.remove(shard_object(shard))  # Zarr would read what a killed run left there, and merge with it
+    for name in (shard_object(shard), coefficients_object(shard)):
+        workspace.remove(name)  # Zarr would read what a killed run left there, and merge with it
     with _zarr_errors(f"Cannot write {shard_object(shard)} in {workspace.url}"):
-        array[first : first + length] = block
-    stored = workspace.read_bytes(shard_object(shard)) if any(slot.sha256 for slot in filled) else b""
-    record = ShardRecord(shard=shard, size=len(stored), sha256=hashlib.sha256(stored).hexdigest(), slots=tuple(filled))
-    workspace.write_json(f"{RECORDS}/{shard:06d}.json", record.model_dump(mode="json"))
+        array[first : first + length] = block  # nothing is written where all is empty
+    if coefficients:
+        write_coefficients(workspace, shard, coefficients)
+    names = [name for name in (shard_object(shard), coefficients_object(shard)) if workspace.exists(name)]
+    record = ShardRecord(shard=shard, objects={name: _stored(workspace, name) for name in names}, slots=tuple(filled))
+    workspace.write_json(_record_name(shard), record.model_dump(mode="json"))
+
+
+def _stored(workspace: Workspace, name: str) -> StoredObject:
+    data = workspace.read_bytes(name)
+    return StoredObject(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _record_name(shard: int) -> str:
+    return f"{RECORDS}/{shard:06d}.json"
 
 
 def read_records(workspace: Workspace) -> list[ShardRecord]:
@@ -161,7 +200,7 @@ def read_records(workspace: Workspace) -> list[ShardRecord]:
 
 
 def verify_shards(workspace: Workspace, thorough: bool = True) -> list[str]:
-    """Names of the shards whose object does not agree with its record.
+    """Names of the objects of shards that do not agree with their records.
 
     Parameters
     ----------
@@ -169,16 +208,19 @@ def verify_shards(workspace: Workspace, thorough: bool = True) -> list[str]:
         Compare the checksum of every object's bytes; otherwise only that it is there with its size.
     """
     return [
-        shard_object(record.shard) for record in read_records(workspace) if not _intact(workspace, record, thorough)
+        name
+        for record in read_records(workspace)
+        for name, stored in record.objects.items()
+        if not _intact(workspace, name, stored, thorough)
     ]
 
 
 def discard_shards(workspace: Workspace, names: Sequence[str]) -> None:
     """Forget damaged shards, named as by ``verify_shards``: the next run makes their materials again."""
     for record in read_records(workspace):
-        if shard_object(record.shard) in names:
-            workspace.remove(f"{RECORDS}/{record.shard:06d}.json")
-            workspace.remove(shard_object(record.shard))
+        if set(names) & set(record.objects):
+            for name in (_record_name(record.shard), *record.objects):
+                workspace.remove(name)
 
 
 def read_grids(workspace: Workspace, material_ids: Sequence[str] | None = None) -> tuple[pa.Table, Grids]:
@@ -214,25 +256,73 @@ def read_grids(workspace: Workspace, material_ids: Sequence[str] | None = None) 
     array = open_array(workspace)
     if array is None:
         raise MissingStageError(f"{ARRAY} is not in the workspace {workspace.url}; run the grid stage")
+    reader = ShardReader(workspace, array)
     grids = np.empty((index.num_rows, *array.shape[1:]), dtype=np.float32)
     expected = zip(index["position"].to_pylist(), index["sha256"].to_pylist(), strict=True)
     for row, (position, sha256) in enumerate(expected):
-        name = shard_object(position // array.shards[0])
-        damaged = f"{name} in {workspace.url} is damaged; run the grid stage with verify"
-        with _zarr_errors(damaged):
-            grids[row] = array[position]
-        if checksum(grids[row]) != sha256:
-            raise WorkspaceError(damaged)
+        grids[row] = reader.grid(position, sha256)
     return index, grids
 
 
-def _intact(workspace: Workspace, record: ShardRecord, thorough: bool) -> bool:
-    name = shard_object(record.shard)
-    if record.size == 0:
-        return True
-    if not workspace.exists(name) or workspace.fs.size(workspace.path(name)) != record.size:
+class ShardReader:
+    """Reads slots of the shards, whichever way they are stored, and checks what it reads.
+
+    Parameters
+    ----------
+    array
+        As from ``open_array``.
+    kept
+        How many shards' coefficients stay in memory; a few hundred kB each.
+    """
+
+    def __init__(self, workspace: Workspace, array: Any, kept: int = 64) -> None:
+        self.workspace, self.array = workspace, array
+        self.shape: tuple[int, ...] = array.shape[1:]
+        self._slots = int(array.shards[0])
+        self._coefficients = lru_cache(maxsize=kept)(self._read_coefficients)
+
+    def bands(self, position: int) -> StarBands | None:
+        """The coefficients in a slot; None where only a grid is stored."""
+        if self.array.attrs["store"] == "grids":
+            return None
+        return self._coefficients(position // self._slots).get(position)
+
+    def grid(self, position: int, sha256: str) -> Grids:
+        """The grid in a slot, as it was stored or made from its coefficients.
+
+        Raises
+        ------
+        WorkspaceError
+            If what is stored is not what was written; the object is named.
+        """
+        if self.array.attrs["store"] == "coefficients" and (bands := self.bands(position)):
+            from models.star_grids import star_grids
+
+            return np.asarray(star_grids([bands], self.shape[0], self.shape[1])[0].numpy())
+        damaged = self._damaged(shard_object(position // self._slots))
+        with _zarr_errors(damaged):
+            grid = np.asarray(self.array[position])
+        if checksum(grid) != sha256:
+            raise WorkspaceError(damaged)
+        return grid
+
+    def _read_coefficients(self, shard: int) -> dict[int, StarBands]:
+        record = ShardRecord.model_validate(self.workspace.read_json(_record_name(shard)))
+        name = coefficients_object(shard)
+        if name not in record.objects:
+            return {}
+        if not _intact(self.workspace, name, record.objects[name], thorough=True):
+            raise WorkspaceError(self._damaged(name))
+        return read_coefficients(self.workspace, shard)
+
+    def _damaged(self, name: str) -> str:
+        return f"{name} in {self.workspace.url} is damaged; run the grid stage with verify"
+
+
+def _intact(workspace: Workspace, name: str, stored: StoredObject, thorough: bool) -> bool:
+    if not workspace.exists(name) or workspace.fs.size(workspace.path(name)) != stored.size:
         return False
-    return not thorough or workspace.fingerprint(name) == record.sha256
+    return not thorough or workspace.fingerprint(name) == stored.sha256
 
 
 def _store(workspace: Workspace, read_only: bool) -> Any:
