@@ -120,7 +120,7 @@ def prepare_array(
             chunks=(1, *shape),
             shards=(shard_slots, *shape),
             dtype="float32",
-            compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+            compressors=BloscCodec(cname="lz4", clevel=9, shuffle="shuffle"),
             fill_value=np.nan,
             dimension_names=("slot", "band", "k1", "k2", "k3"),
             attributes={"key": key, "unit": "eV relative to E_F", "store": store},
@@ -247,21 +247,32 @@ def read_grids(workspace: Workspace, material_ids: Sequence[str] | None = None) 
     WorkspaceError
         If a shard is damaged; it is named.
     """
-    index = workspace.read_table(INDEX).sort_by("material_id")
-    if material_ids is not None:
-        index = index.filter(pc.is_in(index["material_id"], pa.array(sorted(set(material_ids)), pa.string())))
-        absent = sorted(set(material_ids) - set(index["material_id"].to_pylist()))
-        if absent:
-            raise InputError(f"{len(absent)} materials have no grid in {workspace.url}, first {absent[0]!r}")
-    array = open_array(workspace)
-    if array is None:
-        raise MissingStageError(f"{ARRAY} is not in the workspace {workspace.url}; run the grid stage")
-    reader = ShardReader(workspace, array)
-    grids = np.empty((index.num_rows, *array.shape[1:]), dtype=np.float32)
+    index = read_index(workspace, material_ids)
+    reader = ShardReader(workspace)
+    grids = np.empty((index.num_rows, *reader.shape), dtype=np.float32)
     expected = zip(index["position"].to_pylist(), index["sha256"].to_pylist(), strict=True)
     for row, (position, sha256) in enumerate(expected):
-        grids[row] = reader.grid(position, sha256)
+        reader.grid(position, sha256, out=grids[row])
     return index, grids
+
+
+def read_index(workspace: Workspace, material_ids: Sequence[str] | None = None) -> pa.Table:
+    """Rows of GRID_INDEX of the materials wanted, all if None, by material_id.
+
+    Raises
+    ------
+    MissingStageError
+        If no grids were made yet.
+    InputError
+        If a wanted material has no grid.
+    """
+    index = workspace.read_table(INDEX).sort_by("material_id")
+    if material_ids is None:
+        return index
+    index = index.filter(pc.is_in(index["material_id"], pa.array(sorted(set(material_ids)), pa.string())))
+    if absent := sorted(set(material_ids) - set(index["material_id"].to_pylist())):
+        raise InputError(f"{len(absent)} materials have no grid in {workspace.url}, first {absent[0]!r}")
+    return index
 
 
 class ShardReader:
@@ -269,54 +280,67 @@ class ShardReader:
 
     Parameters
     ----------
-    array
-        As from ``open_array``.
     kept
         How many shards' coefficients stay in memory; a few hundred kB each.
+
+    Attributes
+    ----------
+    shape
+        Of one grid, e.g. (18, 32, 32, 32).
+    slots
+        How many a shard has.
+
+    Raises
+    ------
+    MissingStageError
+        If no grids were made yet.
     """
 
-    def __init__(self, workspace: Workspace, array: Any, kept: int = 64) -> None:
-        self.workspace, self.array = workspace, array
+    def __init__(self, workspace: Workspace, kept: int = 64) -> None:
+        array = open_array(workspace)
+        if array is None:
+            raise MissingStageError(f"{ARRAY} is not in the workspace {workspace.url}; run the grid stage")
+        self._workspace, self._array, self._store = workspace, array, array.attrs["store"]
         self.shape: tuple[int, ...] = array.shape[1:]
-        self._slots = int(array.shards[0])
+        self.slots = int(array.shards[0])
         self._coefficients = lru_cache(maxsize=kept)(self._read_coefficients)
 
     def bands(self, position: int) -> StarBands | None:
         """The coefficients in a slot; None where only a grid is stored."""
-        if self.array.attrs["store"] == "grids":
-            return None
-        return self._coefficients(position // self._slots).get(position)
+        return None if self._store == "grids" else self._coefficients(position // self.slots).get(position)
 
-    def grid(self, position: int, sha256: str) -> Grids:
-        """The grid in a slot, as it was stored or made from its coefficients.
+    def grid(self, position: int, sha256: str, out: Grids) -> None:
+        """Fill ``out`` with the grid in a slot, as it was stored or made from its coefficients.
 
         Raises
         ------
         WorkspaceError
             If what is stored is not what was written; the object is named.
         """
-        if self.array.attrs["store"] == "coefficients" and (bands := self.bands(position)):
-            from models.star_grids import star_grids
+        if self._store == "coefficients" and (bands := self.bands(position)):
+            import torch
 
-            return np.asarray(star_grids([bands], self.shape[0], self.shape[1])[0].numpy())
-        damaged = self._damaged(shard_object(position // self._slots))
+            from models.star_grids import fill_grids
+
+            fill_grids(torch.from_numpy(out)[None], [bands])
+            return
+        damaged = self._damaged(shard_object(position // self.slots))
         with _zarr_errors(damaged):
-            grid = np.asarray(self.array[position])
-        if checksum(grid) != sha256:
+            out[:] = self._array[position]
+        if checksum(out) != sha256:
             raise WorkspaceError(damaged)
-        return grid
 
     def _read_coefficients(self, shard: int) -> dict[int, StarBands]:
-        record = ShardRecord.model_validate(self.workspace.read_json(_record_name(shard)))
+        record = ShardRecord.model_validate(self._workspace.read_json(_record_name(shard)))
         name = coefficients_object(shard)
         if name not in record.objects:
             return {}
-        if not _intact(self.workspace, name, record.objects[name], thorough=True):
+        if not _intact(self._workspace, name, record.objects[name], thorough=True):
             raise WorkspaceError(self._damaged(name))
-        return read_coefficients(self.workspace, shard)
+        return read_coefficients(self._workspace, shard)
 
     def _damaged(self, name: str) -> str:
-        return f"{name} in {self.workspace.url} is damaged; run the grid stage with verify"
+        return f"{name} in {self._workspace.url} is damaged; run the grid stage with verify"
 
 
 def _intact(workspace: Workspace, name: str, stored: StoredObject, thorough: bool) -> bool:
