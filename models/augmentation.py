@@ -40,8 +40,12 @@ def all_images(energies: Tensor) -> Iterator[Tensor]:
 
 def random_images(energies: Tensor, generator: torch.Generator) -> Tensor:
     """One random image of each sample (B, C, M, M, M), drawn by a CPU generator, made on the samples' device."""
-    drawn = torch.randint(IMAGES, (len(energies),), generator=generator)
-    points_BN = _points(energies.shape[-1])[drawn].to(energies.device)
+    return some_images(energies, torch.randint(IMAGES, (len(energies),), generator=generator))
+
+
+def some_images(energies: Tensor, numbers: Tensor) -> Tensor:
+    """The image of each sample (B, C, M, M, M) that ``numbers`` (B,), on the CPU, names; on the samples' device."""
+    points_BN = _points(energies.shape[-1])[numbers].to(energies.device)
     flat_BCN = energies.flatten(2)
     images = flat_BCN.gather(2, points_BN.unsqueeze(1).expand_as(flat_BCN))
     return images.reshape(energies.shape)

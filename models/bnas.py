@@ -210,7 +210,15 @@ def patchify(energies: Tensor, patch: int) -> Tensor:
 CONFIGS: dict[str, tuple[BnasConfig, Recipe]] = {
     "paper": (
         BnasConfig(),
-        Recipe(epochs=700, batch_size=64, optimizer="sgd", learning_rate=0.001, momentum=0.9, weight_decay=1e-5),
+        Recipe(
+            epochs=700,
+            batch_size=64,
+            optimizer="sgd",
+            learning_rate=0.001,
+            momentum=0.9,
+            weight_decay=1e-5,
+            images="all",
+        ),
     ),
     # For about a hundred materials on two cores: every second k point, the energies within about 1 eV of E_F, strong
     # dropout and few epochs, because so few materials are learnt by heart at once.

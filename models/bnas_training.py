@@ -1,40 +1,58 @@
 """BNAS trained on grids and asked about them, whatever stores the grids and the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.augmentation import IMAGES, all_images, random_images
+from models.augmentation import IMAGES, all_images, some_images
 from models.bnas import Bnas, BnasConfig
 from models.exceptions import ModelInputError
-from models.training import AfterEpoch, Recipe, TrainingLog, build, fit, resolve_device
+from models.training import AfterEpoch, Extras, Recipe, TrainingLog, build, fit, resolve_device
 
 PREDICTION_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class GridBatches:
-    """Training samples on the device, each seen as one random image of 24 a step.
+    """Training samples, held where ``inputs`` lies: on the device where they fit.
 
-    ``inputs`` (n, C, M, M, M) as ``models.bnas.prepare`` gives them; ``labels`` (n,) ln(Tc/K + 1).
+    ``inputs`` (n, C, M, M, M) as ``models.bnas.prepare`` gives them; ``labels`` (n,) ln(Tc/K + 1). ``images`` says
+    whether an epoch holds one random image of each material or all 24.
     """
 
     inputs: Tensor
     labels: Tensor
+    images: Literal["one", "all"] = "one"
 
     def __len__(self) -> int:
-        """Give the number of materials."""
-        return len(self.inputs)
+        """Give the number of samples an epoch."""
+        return len(self.inputs) * (IMAGES if self.images == "all" else 1)
 
     def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Give one random image of each of the rows, and their labels."""
-        rows = rows.to(self.inputs.device)
-        images = random_images(self.inputs[rows], generator)
-        return images.to(device), self.labels[rows].to(device)
+        """Give an image for each of the rows, made on the device, and their labels."""
+        materials = (rows // IMAGES if self.images == "all" else rows).to(self.inputs.device)
+        energies, labels = self.inputs[materials].to(device), self.labels[materials].to(device)
+        numbers = rows % IMAGES if self.images == "all" else torch.randint(IMAGES, (len(rows),), generator=generator)
+        return some_images(energies, numbers), labels
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLoss:
+    """Squared error of the label on materials that are not learnt from, of their identity image."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __call__(self, network: nn.Module) -> float:
+        """Give the mean over the materials; the network is in evaluation mode."""
+        device = next(network.parameters()).device
+        answers = torch.cat([network(part.to(device)).cpu() for part in self.inputs.split(PREDICTION_BATCH)])
+        return float(nn.functional.mse_loss(answers, self.labels))
 
 
 def train_network(
@@ -43,8 +61,12 @@ def train_network(
     inputs: Tensor,
     tc_kelvin: np.ndarray,
     *,
+    held_out: tuple[Tensor, np.ndarray] | None = None,
+    start: Mapping[str, Tensor] | None = None,
     device: str = "auto",
+    devices: int = 1,
     checkpoint: Path | None = None,
+    curves: Path | None = None,
     advance: Callable[[int], None] = lambda _count: None,
     after_epoch: AfterEpoch | None = None,
 ) -> tuple[Bnas, TrainingLog]:
@@ -56,6 +78,12 @@ def train_network(
         (n, C, M, M, M) as ``models.bnas.prepare`` gives them.
     tc_kelvin
         (n,) measured; 0 for a material that is no superconductor.
+    held_out
+        Inputs and Tc of other materials, for the validation loss in the log; it decides nothing.
+    start
+        Weights to begin with, by name, such as those of a pre-training; the others are drawn.
+    devices, checkpoint, curves
+        As ``models.training.fit`` and ``models.training.Extras``.
 
     Raises
     ------
@@ -65,22 +93,33 @@ def train_network(
     labels = torch.from_numpy(log_labels(tc_kelvin))
     if len(labels) != len(inputs):
         raise ModelInputError(f"{len(labels)} labels for {len(inputs)} grids")
-    place = torch.device(resolve_device(device))
     network = build(lambda: Bnas(config), recipe.seed)
+    if start:
+        network.load_state_dict(start, strict=False)
     if config.centred:
         network.start_at(float(labels.mean()))
-    batches = GridBatches(inputs.to(place), labels.to(place))
+    validate = HeldOutLoss(held_out[0], torch.from_numpy(log_labels(held_out[1]))) if held_out else None
+    place = _roomy_device(resolve_device(device), inputs) if devices == 1 else torch.device("cpu")
     log = fit(
         network,
         squared_error,
-        batches,
+        GridBatches(inputs.to(place), labels.to(place), recipe.images),
         recipe,
         device=device,
-        checkpoint=checkpoint,
+        devices=devices,
+        extras=Extras(checkpoint=checkpoint, validate=validate, curves=curves),
         advance=advance,
         after_epoch=after_epoch,
     )
     return network, log
+
+
+def _roomy_device(device: str, inputs: Tensor) -> torch.device:
+    """The device if half of its free memory holds the inputs, else the CPU, from where batches are brought."""
+    if device != "cuda":
+        return torch.device(device)
+    free, _ = torch.cuda.mem_get_info()
+    return torch.device("cuda" if inputs.nbytes < free / 2 else "cpu")
 
 
 def log_labels(tc_kelvin: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.crystals import CrystalBatch, CrystalGraph, collate, collate_by_size
 from models.s2snet import NO_TARGET, NamedConfig, S2SNet, mask_atoms
-from models.training import build, fit
+from models.training import Extras, build, fit
 
 Parts = list[tuple[CrystalBatch, Tensor]]  # a batch, cut into crystals of similar size, with what is to be learnt
 
@@ -82,13 +82,13 @@ def train_network(
         recipe = named.pretraining.model_copy(update={"seed": seed})
         state = checkpoint and checkpoint.with_name(f"{checkpoint.name}.pretraining")
         samples = HiddenElements(pretraining)
-        fit(network, masked_loss, samples, recipe, device=device, checkpoint=state, advance=advance)
+        fit(network, masked_loss, samples, recipe, device=device, extras=Extras(state), advance=advance)
     if named.freeze:
         network.freeze_trunk()
     recipe = named.finetuning.model_copy(update={"seed": seed})
     state = checkpoint and checkpoint.with_name(f"{checkpoint.name}.finetuning")
     samples_with_labels = LabelledCrystals(crystals, labels)
-    fit(network, classification_loss, samples_with_labels, recipe, device=device, checkpoint=state, advance=advance)
+    fit(network, classification_loss, samples_with_labels, recipe, device=device, extras=Extras(state), advance=advance)
     return network
 
 

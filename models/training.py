@@ -6,15 +6,17 @@ from a checkpoint, which stands between epochs, to the same bits on a CPU with a
 """
 
 import contextlib
+import copy
 import hashlib
-import io
 import logging
 import math
-import os
+import multiprocessing
+import threading
 import time
-import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -22,10 +24,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models.exceptions import CheckpointError, TrainingError
+from models.checkpoints import load_checkpoint, save_checkpoint
+from models.exceptions import TrainingError
 
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
+
+warnings.filterwarnings("ignore", message="The `srun` command is available")  # Lightning's advice, for every training
 
 CHECKPOINT_SECONDS = 20.0  # between checkpoints; a kill loses no more
 
@@ -46,6 +51,17 @@ class Recipe(BaseModel):
     clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; none: not clipped")
     seed: int = Field(0, ge=0, description="Of order, augmentation and dropout")
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    at_once: int | None = Field(
+        None, ge=1, description="Samples a device takes at once; the gradient of a batch is summed. none: whole batches"
+    )
+    average: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a running average of the weights, which is what is kept; none: the last"
+    )
+    compiled: bool = Field(False, description="Compile the network by torch.compile, for long runs on a GPU")
+    images: Literal["one", "all"] = Field(
+        "one", description="Of BNAS: one random image of 24 of each sample an epoch, or all 24 as published"
+    )
+    validate_every: int = Field(10, ge=1, description="Epochs between validations, where there is something to")
 
 
 class Batches(Protocol):
@@ -62,10 +78,11 @@ class Batches(Protocol):
 
 @dataclass
 class TrainingLog:
-    """What a training did: the mean loss and the last learning rate of each epoch, and what is worth saying."""
+    """What a training did: mean loss and last learning rate of each epoch, validations (epoch, loss), and notes."""
 
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     resumed_from: int = 0
     seconds: float = 0.0
@@ -73,6 +90,33 @@ class TrainingLog:
 
 Loss = Callable[[nn.Module, Any], Tensor]  # mean over the batch
 AfterEpoch = Callable[[int, nn.Module], None]  # epochs done, network
+Validate = Callable[[nn.Module], float]
+
+
+def _silent(_count: int) -> None:
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a training may do beside its steps. All of it must be picklable where there are several devices.
+
+    Attributes
+    ----------
+    checkpoint
+        File to write every ``checkpoint_seconds`` between epochs and at the end, and to go on from if ``resume``.
+    validate
+        Gives a loss of the network in evaluation mode, asked every ``Recipe.validate_every`` epochs and at the end;
+        it is written down and decides nothing.
+    curves
+        Folder for TensorBoard's event files: loss, validation loss and learning rate by epoch.
+    """
+
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    resume: bool = True
+    validate: Validate | None = None
+    curves: Path | None = None
 
 
 def fit(
@@ -82,11 +126,10 @@ def fit(
     recipe: Recipe,
     *,
     device: str = "auto",
-    checkpoint: Path | None = None,
-    advance: Callable[[int], None] = lambda _count: None,
-    resume: bool = True,
+    devices: int = 1,
+    extras: Extras = Extras(),
+    advance: Callable[[int], None] = _silent,
     after_epoch: AfterEpoch | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> TrainingLog:
     """Train ``network`` in place; it is left in evaluation mode on the device.
 
@@ -96,12 +139,13 @@ def fit(
         ``loss(network, batch)``, the mean over the batch.
     device
         ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
-    checkpoint
-        File to write every ``checkpoint_seconds`` between epochs and at the end, and to go on from if ``resume``.
+    devices
+        Processes, each with a GPU or with CPU cores, that share every batch (distributed data parallel). The network
+        comes back on the CPU. Scripts must then guard their entry point, as with ``multiprocessing``.
     advance
         Called with 1 after each epoch.
     after_epoch
-        Called after each epoch with the network in evaluation mode, to validate or to stop by an exception.
+        Called after each epoch with the network in evaluation mode, to stop by an exception; on one device only.
 
     Raises
     ------
@@ -115,35 +159,133 @@ def fit(
 
     if not len(batches):
         raise TrainingError("The training set is empty")
+    place = resolve_device(device)
+    if devices == 1:
+        fabric = Fabric(accelerator=place, devices=1, precision=recipe.precision)
+        return _fit(fabric, network, loss, batches, recipe, extras, advance, after_epoch)
+    if after_epoch:
+        raise TrainingError("A training on several devices cannot be asked to stop after an epoch")
+    if place == "cuda" and devices > torch.cuda.device_count():
+        raise TrainingError(f"{devices} devices are asked for, but PyTorch finds {torch.cuda.device_count()} here")
+    fabric = Fabric(accelerator=place, devices=devices, strategy="ddp_spawn", precision=recipe.precision)
+    with _forwarded(advance) as queue:
+        state, log = fabric.launch(
+            partial(_fit_rank, given=(network.cpu(), loss, batches, recipe, extras), queue=queue)
+        )
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    network.eval()
+    return log
+
+
+def _fit_rank(fabric: Any, given: tuple[Any, ...], queue: Any) -> tuple[dict[str, Any], TrainingLog]:
+    """What each process of a distributed training does; the first one's answer counts."""
+    shared, loss, batches, recipe, extras = given
+    network = copy.deepcopy(shared)  # what comes from the parent lies in memory that the processes share
+    with one_thread() if fabric.device.type == "cpu" else contextlib.nullcontext():
+        log = _fit(fabric, network, loss, batches, recipe, extras, queue.put, None)
+    return {name: value.cpu().numpy() for name, value in network.state_dict().items()}, log
+
+
+@contextlib.contextmanager
+def _forwarded(advance: Callable[[int], None]) -> Iterator[Any]:
+    """A queue whose numbers reach ``advance`` in this process."""
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+
+    def forward() -> None:
+        while count := queue.get():
+            advance(count)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        queue.put(0)
+        thread.join()
+
+
+def _fit(
+    fabric: Any,
+    network: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    recipe: Recipe,
+    extras: Extras,
+    advance: Callable[[int], None],
+    after_epoch: AfterEpoch | None,
+) -> TrainingLog:
     started = time.perf_counter()
-    notes: list[str] = []
-    fabric = Fabric(accelerator=resolve_device(device), devices=1, precision=recipe.precision)
     optimizer = _optimizer(network, recipe)
     signature = _signature(network, recipe, len(batches))
     log = TrainingLog()
-    model, optimizer = fabric.setup(network, optimizer)
-    if checkpoint and resume and checkpoint.exists():
-        log = _load_checkpoint(checkpoint, network, optimizer, signature, fabric.device)
-        advance(len(log.losses))
+    model, optimizer = fabric.setup(torch.compile(network) if recipe.compiled else network, optimizer)
+    average = _average(network, recipe.average) if recipe.average else None
+    kept = {"network": network, "optimizer": optimizer} | ({"average": average} if average else {})
+    if extras.checkpoint and extras.resume and extras.checkpoint.exists():
+        log = TrainingLog(**load_checkpoint(extras.checkpoint, kept, signature, fabric.device))
+        log.resumed_from = len(log.losses)
+        if fabric.is_global_zero and log.losses:
+            advance(len(log.losses))
+    judged = average.module if average else network
     saved = time.perf_counter()
-    steps = _Steps(fabric, model, optimizer, loss, batches, recipe, notes)
-    with _own_randomness(fabric.device):
+    follow = (lambda: average.update_parameters(network)) if average else (lambda: None)
+    steps = _Steps(fabric, model, optimizer, follow, loss, batches, recipe, log.notes)
+    with _own_randomness(fabric.device), _curves(extras.curves if fabric.is_global_zero else None, log) as draw:
         for epoch in range(len(log.losses), recipe.epochs):
             network.train()
             log.losses.append(steps.run_epoch(epoch))
             log.learning_rates.append(float(optimizer.param_groups[0]["lr"]))
             network.eval()
+            judged.eval()
             done = epoch + 1
-            if checkpoint and (done == recipe.epochs or time.perf_counter() - saved >= checkpoint_seconds):
-                _save_checkpoint(checkpoint, network, optimizer, signature, log)
+            if extras.validate and (done % recipe.validate_every == 0 or done == recipe.epochs):
+                with torch.no_grad():
+                    log.validations.append((done, extras.validate(judged)))
+            late = done == recipe.epochs or time.perf_counter() - saved >= extras.checkpoint_seconds
+            if extras.checkpoint and late and fabric.is_global_zero:
+                save_checkpoint(extras.checkpoint, kept, signature, _written(log))
                 saved = time.perf_counter()
-            advance(1)
+            if fabric.is_global_zero:
+                draw(done)
+                advance(1)
             if after_epoch:
-                after_epoch(done, network)
+                after_epoch(done, judged)
+    if average:
+        network.load_state_dict(average.module.state_dict())
     network.eval()
-    log.notes += notes
     log.seconds = time.perf_counter() - started
     return log
+
+
+def _written(log: TrainingLog) -> dict[str, Any]:
+    """What a checkpoint keeps of a log."""
+    return {name: getattr(log, name) for name in ("losses", "learning_rates", "validations", "notes")}
+
+
+def _average(network: nn.Module, decay: float) -> Any:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+@contextlib.contextmanager
+def _curves(folder: Path | None, log: TrainingLog) -> Iterator[Callable[[int], None]]:
+    """A function that writes an epoch's figures for TensorBoard, or nothing."""
+    if folder is None:
+        yield _silent
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=len(log.losses) + 1) as writer:  # type: ignore[no-untyped-call]
+
+        def draw(epoch: int) -> None:
+            figures = {"loss/training": log.losses[-1], "learning rate": log.learning_rates[-1]}
+            if log.validations and log.validations[-1][0] == epoch:
+                figures["loss/validation"] = log.validations[-1][1]
+            for name, value in figures.items():
+                writer.add_scalar(name, value, epoch)  # type: ignore[no-untyped-call]
+
+        yield draw
 
 
 def build(factory: Callable[[], Made], seed: int) -> Made:
@@ -191,14 +333,15 @@ class _Steps:
         fabric: Any,
         model: nn.Module,
         optimizer: Any,
+        follow: Callable[[], None],
         loss: Loss,
         batches: Batches,
         recipe: Recipe,
         notes: list[str],
     ) -> None:
-        self.fabric, self.model, self.optimizer, self.loss = fabric, model, optimizer, loss
+        self.fabric, self.model, self.optimizer, self.follow, self.loss = fabric, model, optimizer, follow, loss
         self.batches, self.recipe, self.notes = batches, recipe, notes
-        self.at_once = min(recipe.batch_size, len(batches))
+        self.at_once = min(recipe.at_once or recipe.batch_size, len(batches))
         self.steps = math.ceil(len(batches) / recipe.batch_size)
         self.generator = torch.Generator()
 
@@ -208,6 +351,9 @@ class _Steps:
         self.generator.manual_seed(seed)
         torch.manual_seed(seed)
         order = torch.randperm(len(self.batches), generator=self.generator)
+        if self.fabric.global_rank:  # the same order on each device, other images and dropout
+            self.generator.manual_seed(_epoch_seed(seed, self.fabric.global_rank))
+            torch.manual_seed(_epoch_seed(seed, self.fabric.global_rank))
         total = 0.0
         for number, rows in enumerate(order.split(self.recipe.batch_size)):
             rate = self.recipe.learning_rate
@@ -215,6 +361,7 @@ class _Steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             total += self._step(rows, f"epoch {epoch + 1}, step {number + 1}") * len(rows)
+            self.follow()
         if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
             raise TrainingError(f"Weights are not finite after epoch {epoch + 1}; try a lower learning rate")
         return total / len(self.batches)
@@ -240,17 +387,23 @@ class _Steps:
 
     def _gradient(self, rows: Tensor, where: str) -> float:
         self.optimizer.zero_grad()
-        value = 0.0
-        for part in rows.split(self.at_once):
+        value, world = 0.0, self.fabric.world_size
+        own = rows[self.fabric.global_rank :: world]
+        shares = len(own) * world / len(rows)  # the devices' gradients are averaged
+        parts = (own if len(own) else rows[:1]).split(self.at_once)
+        for number, part in enumerate(parts):
             batch = self.batches(part, self.generator, self.fabric.device)
-            share = self.loss(self.model, batch) * (len(part) / len(rows))
-            if not torch.isfinite(share):
-                raise TrainingError(f"The loss is {share.item()} in {where}; check the inputs or lower the rate")
-            self.fabric.backward(share)
+            with self.fabric.no_backward_sync(self.model, enabled=number + 1 < len(parts)):
+                share = self.loss(self.model, batch) * (len(part) / max(len(own), 1) * shares)
+                if not torch.isfinite(share):
+                    raise TrainingError(f"The loss is {share.item()} in {where}; check the inputs or lower the rate")
+                self.fabric.backward(share)
             value += share.item()
-        return value
+        return value if world == 1 else float(self.fabric.all_reduce(torch.tensor(value), reduce_op="mean"))
 
     def _halve(self, where: str, failure: str) -> None:
+        if self.fabric.world_size > 1:
+            raise TrainingError(f"Out of memory in {where}; take fewer samples at once (at_once): {failure}")
         if self.at_once == 1:
             raise TrainingError(f"Memory does not hold a single sample: {failure}")
         self.at_once = math.ceil(self.at_once / 2)
@@ -291,44 +444,3 @@ def _signature(network: nn.Module, recipe: Recipe, size: int) -> dict[str, str]:
         "recipe": recipe.model_dump_json(),
         "samples": str(size),
     }
-
-
-def _save_checkpoint(
-    path: Path, network: nn.Module, optimizer: Any, signature: dict[str, str], log: TrainingLog
-) -> None:
-    buffer = io.BytesIO()
-    state = {
-        "signature": signature,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "losses": log.losses,
-        "learning_rates": log.learning_rates,
-        "notes": log.notes,
-    }
-    torch.save(state, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with scratch.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _load_checkpoint(
-    path: Path, network: nn.Module, optimizer: Any, signature: dict[str, str], device: torch.device
-) -> TrainingLog:
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
-    different = [key for key, value in signature.items() if state["signature"].get(key) != value]
-    if different:
-        raise CheckpointError(f"The checkpoint {path} belongs to another training: {', '.join(different)} differ")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    losses = state["losses"]
-    return TrainingLog(losses, state["learning_rates"], state["notes"], resumed_from=len(losses))

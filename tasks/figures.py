@@ -226,14 +226,70 @@ def mean_densities(
     return total / max(len(known), 1), np.array(len(known))
 
 
-def to_data_url(figure: Figure, kind: str = "svg", dpi: int = 110) -> str:
-    """The figure as a ``data:`` URL for an ``img``, of the same bytes each time."""
+def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
+    """Loss by epoch, solid for the training, dashed for what was held out.
+
+    Parameters
+    ----------
+    parts
+        By part of a training, such as ``random-0``: ``epoch`` (n,), ``loss`` (n,) and ``validation_loss`` (n,), which
+        is nan where it was not asked. Parts of one cross-validation share a colour.
+    """
+    colours = dict(
+        zip(
+            dict.fromkeys(part.rpartition("-")[0] for part in parts), (BLUE, VERMILION, GREEN, PURPLE) * 9, strict=False
+        )
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axis = figure.subplots()
+        named: set[str] = set()
+        for part, columns in parts.items():
+            name = part.rpartition("-")[0]
+            label = None if name in named else name
+            axis.plot(columns["epoch"], columns["loss"], color=colours[name], linewidth=1.0, alpha=0.8, label=label)
+            asked = np.isfinite(np.asarray(columns["validation_loss"], dtype=float))
+            axis.plot(
+                columns["epoch"][asked],
+                np.asarray(columns["validation_loss"], dtype=float)[asked],
+                color=colours[name],
+                linewidth=1.0,
+                linestyle=(0, (3, 2)),
+                marker="o",
+                markersize=2.5,
+                alpha=0.8,
+            )
+            named.add(name)
+        axis.set(xlabel="epoch", ylabel="loss (dashed: held out)", yscale="log")
+        axis.grid(color=FAINT, linewidth=0.5)
+        axis.legend(fontsize=8.5)
+        return figure
+
+
+def calibration_figure(points: Sequence[tuple[float, float]], expected: str, observed: str) -> Figure:
+    """Observed against expected shares (0 to 1), with the line on which they agree."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
+        axis.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.2)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=expected, ylabel=observed)
+        return figure
+
+
+def figure_bytes(figure: Figure, kind: str = "svg", dpi: int = 110) -> bytes:
+    """The figure as a file of the same bytes each time."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def to_data_url(figure: Figure, kind: str = "svg", dpi: int = 110) -> str:
+    """The figure as a ``data:`` URL for an ``img``, of the same bytes each time."""
     mime = "image/svg+xml" if kind == "svg" else "image/png"
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:{mime};base64,{base64.b64encode(figure_bytes(figure, kind, dpi)).decode()}"
 
 
 def _tc_axes(axis: Axes, top: float) -> None:

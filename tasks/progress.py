@@ -5,6 +5,7 @@ Science functions know only ``Advance``, a function called with the number of it
 ``leave_summary``, which leaves a stage's counts and refusals as artifacts.
 """
 
+import base64
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -75,6 +77,13 @@ def leave_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -
     """Leave rows as a table artifact of the run, if there is one."""
     if _in_run():
         create_table_artifact([dict(row) for row in rows], key=key, description=description)
+
+
+def leave_figure(key: str, png: bytes, description: str) -> None:
+    """Leave a picture as an artifact of the run, if there is one."""
+    if _in_run():
+        url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        create_image_artifact(image_url=url, key=key, description=description)
 
 
 def _in_run() -> bool:

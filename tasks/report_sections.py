@@ -9,23 +9,19 @@ import pyarrow.compute as pc
 
 from tasks.figures import (
     TC_RANGES,
-    Interval,
     dos_figure,
     element_figure,
     mean_densities,
-    parity_figure,
-    roc_figure,
-    score_figure,
     to_data_url,
 )
 from tasks.known import CLASSES, element_amounts
 from tasks.report_data import SPLIT_TITLES, Metric, NetworkScores, element_shares
 from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.stages import StageReport
+from tasks.training_figures import own_predictions, training_figures
 
 DOS_ENERGIES = np.linspace(-8, 5, 261)  # eV relative to E_F
 HIGH_TC_KELVIN = 10.0
-MAX_CURVES = 4  # baselines in a ROC figure: the best ones
 TASKS = {"bnas": "bands to Tc", "s2snet": "crystal structure to superconductor or not"}
 COLUMNS = (
     ("rank", "rank", "number", "1 is best; known materials and abstentions have none"),
@@ -69,7 +65,7 @@ def score_section(network: NetworkScores) -> dict[str, Any]:
             for split in splits
         ],
         "tables": [_score_table(network, split) for split in splits],
-        "figures": [_score_bars(network), *(_parity(network) if network.network == "bnas" else _roc(network))],
+        "figures": [_picture("", figure, caption) for figure, caption in training_figures(network).values()],
     }
 
 
@@ -152,7 +148,7 @@ def _score_table(network: NetworkScores, split: str) -> dict[str, Any]:
     return {
         "title": f"Folds {SPLIT_TITLES.get(split, split)}",
         "rows": rows,
-        "count": len(_own_predictions(network, split)),
+        "count": len(own_predictions(network, split)),
     }
 
 
@@ -162,53 +158,6 @@ def _cell(network: NetworkScores, split: str, model: str, metric: Metric) -> dic
         return None
     texts = {name: f"{getattr(score, name):z.{metric.digits}f}" for name in ("value", "low", "high")}
     return texts | {"best": network.best(split, metric) == model}
-
-
-def _score_bars(network: NetworkScores) -> dict[str, Any]:
-    metric = network.headline
-    splits: dict[str, dict[str, Interval]] = {}
-    for split, models in network.scores.items():
-        named = {network.title if model == network.network else model: scores for model, scores in models.items()}
-        title = SPLIT_TITLES.get(split, split)
-        splits[title] = {model: scores[metric.name] for model, scores in named.items() if metric.name in scores}
-    caption = f"{network.title} and its baselines on the same folds; lines are 95 % intervals."
-    return _picture("", score_figure(splits, network.title, metric.title.replace("R²", "$R^2$")), caption)
-
-
-def _parity(network: NetworkScores) -> list[dict[str, Any]]:
-    panels = {}
-    for split in network.scores:
-        table = _own_predictions(network, split)
-        if len(table):
-            pair = table["tc_kelvin"].to_numpy(), table["tc_predicted_kelvin"].to_numpy()
-            panels[SPLIT_TITLES.get(split, split).capitalize()] = pair
-    if not panels:
-        return []
-    caption = "Measured and predicted Tc of each labelled material, predicted by a network that had not seen it."
-    return [_picture("", parity_figure(panels), caption)]
-
-
-def _roc(network: NetworkScores) -> list[dict[str, Any]]:
-    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for split in network.scores:
-        for model in network.models(split)[: MAX_CURVES + 1]:
-            table = _own_predictions(network, split, model)
-            if len(table):
-                label = table["superconductor"].to_numpy(zero_copy_only=False).astype(int)
-                name = network.title if model == network.network else model
-                panels.setdefault(SPLIT_TITLES.get(split, split).capitalize(), {})[name] = (
-                    label,
-                    table["probability"].to_numpy(),
-                )
-    if not panels:
-        return []
-    caption = f"Held-out predictions of {network.title} and its best baselines."
-    return [_picture("", roc_figure(panels, network.title), caption)]
-
-
-def _own_predictions(network: NetworkScores, split: str, model: str | None = None) -> pa.Table:
-    table = network.predictions
-    return table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model or network.network)))
 
 
 def _densities_by_tc(bands: pa.Table, index: pa.Table, ranked: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -157,6 +157,16 @@ GRID_INDEX = pa.schema(
     ]
 )
 
+CURVES = pa.schema(
+    [
+        pa.field("part", pa.string(), nullable=False),  # random-0, ensemble-1
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),  # mean over the epoch
+        pa.field("validation_loss", pa.float64()),  # of what the part does not learn from; null: not asked then
+        pa.field("learning_rate", pa.float64(), nullable=False),
+    ]
+)
+
 STAR_BANDS = pa.schema(
     [
         pa.field("position", pa.int64(), nullable=False),  # as in GRID_INDEX

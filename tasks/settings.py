@@ -12,9 +12,9 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -215,10 +215,30 @@ class GridSettings(StepSettings):
     bands: int = Field(18, ge=1, description="Bands a sample")
     mesh: int = Field(32, ge=2, description="k points along each reciprocal axis")
     star_ratio: float = Field(5, gt=1, description="Star functions per coarse k point")
+    method: Literal["stars", "model"] = Field(
+        "stars",
+        description="stars: star functions alone; model: through a fitted Hamiltonian, which keeps the crossings of "
+        "bands and takes 5 to 40 CPU seconds a material (needs store: grids)",
+    )
     chunk: int = Field(20, ge=1, description="Materials a task and a shard")
     store: Literal["grids", "coefficients", "both"] = Field(
         "grids", description="What shards hold: energies on the mesh, the star coefficients that make them, or both"
     )
+
+    @model_validator(mode="after")
+    def _stars_for_coefficients(self) -> Self:
+        if self.method == "model" and self.store != "grids":
+            raise ValueError("grid.method model has no star coefficients to store: set grid.store to grids")
+        return self
+
+
+class MpBandSettings(StepSettings):
+    """Which rows are taken of the Materials Project's table of bands (source ``mp`` of `meissner grid`)."""
+
+    max_gap_ev: float = Field(0.2, ge=0, description="Largest band gap, eV; rows without a gap are taken")
+    elements: tuple[str, ...] = Field((), description="Only crystals that hold all of these elements")
+    ids: str | None = Field(None, description="File of task ids, one a line, such as mp-149; none: all rows")
+    limit: int | None = Field(None, ge=1, description="At most so many materials, the first of the table; none: all")
 
 
 class TrainingSettings(StepSettings):
@@ -231,6 +251,7 @@ class TrainingSettings(StepSettings):
     ensemble: int = Field(3, ge=1, description="Networks trained on all data for prediction")
     seed: int = Field(0, description="Seed of initial weights, folds and batches")
     device: str = Field("auto", description="auto, cpu or cuda")
+    devices: int = Field(1, ge=1, description="BNAS: GPUs (or processes of a CPU) that share each training")
 
 
 class AuditSettings(StepSettings):
@@ -326,6 +347,7 @@ class Settings(BaseSettings):
     vasp: VaspSettings = VaspSettings()
     cluster: ClusterSettings = ClusterSettings()
     grid: GridSettings = GridSettings()
+    mp_bands: MpBandSettings = MpBandSettings()
     bnas: TrainingSettings = TrainingSettings()
     s2snet: TrainingSettings = TrainingSettings()
     audit: AuditSettings = AuditSettings()

@@ -23,7 +23,7 @@ from models.bnas_training import kelvin, log_labels, predict_images, train_netwo
 from models.calibration import coverage_curve
 from models.metrics import regression_scores
 from models.splits import Fold
-from models.training import one_thread, resolve_device
+from models.training import TrainingLog, one_thread, resolve_device
 from tasks.bnas_data import (
     CODE_VERSION,
     NAME,
@@ -39,11 +39,12 @@ from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residu
 from tasks.events import StageEvent, publish
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
-from tasks.model_store import save_model
+from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
-from tasks.schemas import FOLDS, PREDICTIONS
+from tasks.schemas import CURVES, FOLDS, PREDICTIONS
 from tasks.settings import TrainingSettings
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
+from tasks.training_figures import write_training_figures
 from tasks.workers import close_workers, run_in_worker
 from tasks.workspace import Workspace
 
@@ -85,14 +86,18 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
     train = fold.train if fold else np.arange(len(labelled.table))
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
     with one_thread():
-        network, _log = train_network(
+        network, log = train_network(
             plan.config,
             plan.recipe.model_copy(update={"seed": part_seed(settings.seed, part.name)}),
             inputs[torch.from_numpy(train)],
             labelled.tc_kelvin[train],
+            held_out=(inputs[torch.from_numpy(fold.test)], labelled.tc_kelvin[fold.test]) if fold else None,
             device=settings.device,
+            devices=settings.devices,
             checkpoint=checkpoint,
+            curves=workspace.local(f"{curves_folder(plan.version)}/{part.name}") if workspace.is_local else None,
         )
+        workspace.write_table(curves_file(part), as_curves(part.name, log))
         if fold:
             answers = predict_images([network], inputs[torch.from_numpy(fold.test)], settings.device)
             predicted = kelvin(answers.mean(axis=(0, 1)))
@@ -102,6 +107,26 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
             workspace.write_bytes(part.file, save(state))
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
+
+
+def curves_folder(version: str) -> str:
+    """Where TensorBoard finds the curves of a training's parts."""
+    return f"{model_folder(NAME, version)}/tensorboard"
+
+
+def curves_file(part: Part) -> str:
+    """The curves of one part, until they are put together."""
+    return f"{part.file}.curves"
+
+
+def as_curves(part: str, log: TrainingLog) -> pa.Table:
+    """Losses and learning rate by epoch (CURVES)."""
+    validations = dict(log.validations)
+    rows = [
+        {"part": part, "epoch": epoch, "loss": loss, "validation_loss": validations.get(epoch), "learning_rate": rate}
+        for epoch, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True), start=1)
+    ]
+    return pa.Table.from_pylist(rows, schema=CURVES)
 
 
 def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
@@ -191,6 +216,9 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
         predictions=table,
         folds=as_fold_table(labelled, folds),
     )
+    curves = [workspace.read_table(curves_file(part)) for part in plan.folds + plan.members]
+    files.append(f"{model_folder(NAME, plan.version)}/curves.parquet")
+    workspace.write_table(files[-1], pa.concat_tables(curves))
     counts = {"version": plan.version, "materials": len(labelled.table), "superconductors": positive}
     counts |= {f"{HEADLINE} {name}": round(found[NAME][HEADLINE]["value"], 3) for name, found in scores.items()}
     return StageOutcome(rows_in=len(labelled.table), accounted=len(labelled.table), counts=counts, files=files)
@@ -248,4 +276,5 @@ def finish_training(
         settings=settings,
         started=started,
     )
+    write_training_figures(store, NAME)
     return leave_summary(store, report)

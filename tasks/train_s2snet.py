@@ -52,6 +52,7 @@ from tasks.schemas import PREDICTIONS
 from tasks.settings import TrainingSettings
 from tasks.stages import StageOutcome, StageReport, run_stage
 from tasks.train_bnas import as_fold_table, part_seed
+from tasks.training_figures import write_training_figures
 from tasks.workers import close_workers, run_in_worker
 from tasks.workspace import Workspace
 
@@ -284,4 +285,5 @@ def finish_training(
         settings=settings,
         started=started,
     )
+    write_training_figures(store, NAME)
     return leave_summary(store, report)

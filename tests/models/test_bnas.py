@@ -4,11 +4,13 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.augmentation import all_images
 from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
 from models.bnas_training import GridBatches, kelvin, predict_images, train_network
 from models.exceptions import ModelInputError
@@ -210,3 +212,30 @@ def test_batches_hold_images_of_their_own_rows() -> None:
     images, labels = batches(torch.tensor([3, 1]), torch.Generator(), torch.device("cpu"))
     assert labels.tolist() == [3, 1]
     assert images[:, 0, 0, 0, 0].tolist() == [3, 1]
+
+
+def test_an_epoch_of_all_images_holds_each_of_the_24_once() -> None:
+    energies = torch.randn(3, 18, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = GridBatches(energies, torch.arange(3.0), "all")
+    assert len(batches) == 72
+    images, labels = batches(torch.arange(24, 48), torch.Generator(), torch.device("cpu"))
+    assert labels.tolist() == [1.0] * 24
+    for found, expected in zip(images, all_images(energies[1]), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_weights_can_be_given_and_the_held_out_loss_is_noted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, tc = torch.randn(6, 18, 8, 8, 8, generator=generator), np.arange(6.0)
+    recipe = CONFIGS["tiny"][1].model_copy(update={"epochs": 1, "learning_rate": 1e-12})
+    given = build(lambda: Bnas(TINY), 5).state_dict()
+    start = {name: value for name, value in given.items() if not name.startswith("output")}
+    network, log = train_network(
+        TINY, recipe, inputs[:4], tc[:4], held_out=(inputs[4:], tc[4:]), start=start, device="cpu"
+    )
+    for name, value in network.state_dict().items():
+        assert torch.allclose(value, given[name], atol=1e-6) == (name in start), name
+    labels = torch.from_numpy(np.log1p(tc[4:])).float()
+    with torch.no_grad():
+        expected = nn.functional.mse_loss(network(inputs[4:]), labels).item()
+    assert log.validations == [(1, pytest.approx(expected, rel=1e-5))]

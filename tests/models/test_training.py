@@ -1,5 +1,6 @@
 """The training loop: same seed same bits, resume to the same bits, stop before a bad step, live with little memory."""
 
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.exceptions import CheckpointError, TrainingError
-from models.training import Recipe, build, fit, one_thread, rate_factor, resolve_device
+from models.training import Extras, Recipe, build, fit, one_thread, rate_factor, resolve_device
 
 RECIPE = Recipe(epochs=6, batch_size=8, learning_rate=0.01, warmup=0.2, schedule="cosine", clip=1.0)
 INPUTS = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
@@ -38,10 +39,14 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.mse_loss(model(batch[0]), batch[1])
 
 
-def train(recipe: Recipe = RECIPE, **options: Any) -> tuple[nn.Module, Any]:
-    model = network()
+def train(
+    recipe: Recipe = RECIPE, after_epoch: Any = None, advance: Any = None, **extras: Any
+) -> tuple[nn.Module, Any]:
+    model, options = network(), {"advance": advance} if advance else {}
     with one_thread():
-        log = fit(model, loss, Samples(), recipe, device="cpu", **options)
+        log = fit(
+            model, loss, Samples(), recipe, device="cpu", extras=Extras(**extras), after_epoch=after_epoch, **options
+        )
     return model, log
 
 
@@ -66,10 +71,10 @@ def test_same_bits_whatever_ran_before_and_the_seed_outside_is_kept() -> None:
     assert not equal(first, other)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"average": 0.9}])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_killed_training_resumes_to_the_same_bits(tmp_path: Path, optimizer: str, stop: int) -> None:
-    recipe = RECIPE.model_copy(update={"optimizer": optimizer})
+def test_killed_training_resumes_to_the_same_bits(tmp_path: Path, change: dict[str, Any], stop: int) -> None:
+    recipe = RECIPE.model_copy(update=change)
     whole, log = train(recipe)
 
     def kill(epoch: int, _network: nn.Module) -> None:
@@ -96,7 +101,7 @@ def test_progress_counts_the_resumed_epochs_too(tmp_path: Path) -> None:
 
 
 def other_network(file: Path) -> None:
-    fit(nn.Linear(4, 1), loss, Samples(), RECIPE, device="cpu", checkpoint=file)
+    fit(nn.Linear(4, 1), loss, Samples(), RECIPE, device="cpu", extras=Extras(file))
 
 
 def other_recipe(file: Path) -> None:
@@ -197,3 +202,93 @@ def test_empty_training_set_is_told() -> None:
 
     with pytest.raises(TrainingError, match="empty"):
         fit(network(), loss, Nothing(), RECIPE, device="cpu")
+
+
+def test_the_average_of_the_weights_is_what_is_kept() -> None:
+    last, _ = train(RECIPE)
+    kept, _ = train(RECIPE.model_copy(update={"average": 0.5}))
+    weights: list[Tensor] = []
+
+    class Watched(Samples):
+        def __call__(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+            weights.append(model[0].weight.detach().clone())
+            return super().__call__(*arguments)
+
+    model = network()
+    with one_thread():
+        fit(model, loss, Watched(), RECIPE, device="cpu")
+    steps = [*weights[1:], model[0].weight.detach()]
+    mean = steps[0]
+    for step in steps[1:]:
+        mean = mean * 0.5 + step * 0.5
+    assert torch.allclose(kept[0].weight, mean, atol=1e-6)
+    assert not torch.allclose(kept[0].weight, last[0].weight, atol=1e-4)
+
+
+def error_at_zero(model: nn.Module) -> float:
+    assert not model.training
+    return float(model(torch.zeros(1, 4)).square().detach())
+
+
+def test_validation_is_written_down_and_decides_nothing(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"validate_every": 4})
+    plain, _ = train(recipe)
+    watched, log = train(recipe, validate=error_at_zero, curves=tmp_path)
+    assert equal(plain, watched)
+    assert [epoch for epoch, _ in log.validations] == [4, 6]
+    assert log.validations[-1][1] == error_at_zero(watched)
+
+
+def test_curves_can_be_read_by_tensorboard_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def kill(epoch: int, _network: nn.Module) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    places = {"checkpoint": tmp_path / "c.pt", "checkpoint_seconds": 0, "curves": tmp_path / "curves"}
+    with pytest.raises(KeyboardInterrupt):
+        train(after_epoch=kill, **places)
+    time.sleep(1.1)  # TensorBoard orders files by the second they were begun in
+    _, log = train(validate=error_at_zero, **places)
+    found = EventAccumulator(str(tmp_path / "curves")).Reload()
+    losses = found.Scalars("loss/training")
+    assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in losses] == pytest.approx(log.losses)
+    assert len(found.Scalars("learning rate")) == 6
+    assert [event.step for event in found.Scalars("loss/validation")] == [6]
+
+
+class Exact:
+    """Samples without noise; the last batch has fewer samples than there are devices."""
+
+    def __len__(self) -> int:
+        return 17
+
+    def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+        return INPUTS[rows].to(device), INPUTS[rows].sum(1, keepdim=True).to(device)
+
+
+@pytest.mark.slow
+def test_several_devices_train_as_one(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"at_once": 3, "average": 0.8})
+    one, two = (build(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)), seed=1) for _ in range(2))
+    alone = fit(one, loss, Exact(), recipe, device="cpu")
+    steps: list[int] = []
+    extras = Extras(tmp_path / "c.pt", validate=error_at_zero, curves=tmp_path / "curves")
+    shared = fit(two, loss, Exact(), recipe, device="cpu", devices=2, extras=extras, advance=steps.append)
+    assert shared.losses == pytest.approx(alone.losses, rel=1e-4)
+    for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert steps == [1] * 6
+    assert shared.validations[-1][1] == pytest.approx(error_at_zero(one), rel=1e-3)
+    again = fit(two, loss, Exact(), recipe, device="cpu", devices=2, extras=extras)
+    assert again.resumed_from == 6
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same() -> None:
+    _, plain = train(RECIPE)
+    model, compiled = train(RECIPE.model_copy(update={"compiled": True}))
+    assert compiled.losses[0] == pytest.approx(plain.losses[0], rel=0.2)
+    assert list(model.state_dict()) == list(network().state_dict()), "stored weights have their plain names"

@@ -93,6 +93,21 @@ def test_interval_is_as_wide_as_the_held_out_errors_ask(trained: tuple) -> None:
         load_bnas(workspace, coverage=0.99)
 
 
+def test_curves_and_figures_stand_beside_the_model(trained: tuple) -> None:
+    workspace, report = trained
+    folder = model_folder("bnas", report.counts["version"])
+    curves = workspace.read_table(f"{folder}/curves.parquet")
+    parts = ["chemical-system-0", "chemical-system-1", "ensemble-0", "ensemble-1", "random-0", "random-1"]
+    assert sorted(set(curves["part"].to_pylist())) == parts
+    assert len(curves) == len(parts) * 2, "the tiny recipe has two epochs"
+    last = {row["part"]: row["validation_loss"] for row in curves.to_pylist() if row["epoch"] == 2}
+    assert [last[part] is None for part in parts] == [False, False, True, True, False, False]
+    for part in parts:
+        assert list(workspace.local(f"{folder}/tensorboard/{part}").glob("events.out.tfevents.*"))
+    for name in ("scores", "predictions", "calibration", "curves"):
+        assert workspace.read_bytes(f"{folder}/figures/{name}.svg").startswith(b"<?xml")
+
+
 def test_rollout_stands_on_the_grid_with_mean_one(trained: tuple) -> None:
     workspace, _ = trained
     found = load_bnas(workspace).rollout(read_grids(workspace)[1][0], "periodic")

@@ -1,0 +1,131 @@
+"""Pictures of a training: scores beside the baselines, held-out predictions, trust in the intervals, loss curves.
+
+The report and the artifacts of a training draw the same ones.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.figure import Figure
+
+from tasks.figures import (
+    Interval,
+    calibration_figure,
+    curve_figure,
+    figure_bytes,
+    parity_figure,
+    roc_figure,
+    score_figure,
+)
+from tasks.model_store import model_folder
+from tasks.progress import leave_figure
+from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
+from tasks.workspace import Workspace
+
+MAX_CURVES = 4  # baselines in a ROC figure: the best ones
+
+
+def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> dict[str, tuple[Figure, str]]:
+    """Figures with their captions, by name: ``scores``, ``predictions``, ``calibration``, ``curves``.
+
+    Parameters
+    ----------
+    curves
+        Rows of CURVES; none: no loss curves.
+    """
+    found = {
+        "scores": (_scores(network), f"{network.title} and its baselines on the same folds; lines are 95 % intervals.")
+    }
+    if panels := _parity_panels(network) if network.network == "bnas" else {}:
+        caption = "Measured and predicted Tc of each labelled material, predicted by a network that had not seen it."
+        found["predictions"] = (parity_figure(panels), caption)
+    if rocs := _roc_panels(network) if network.network == "s2snet" else {}:
+        caption = f"Held-out predictions of {network.title} and its best baselines."
+        found["predictions"] = (roc_figure(rocs, network.title), caption)
+    if points := calibration_points(network.calibration):
+        caption = "On held-out materials; on the line, intervals and probabilities mean what they say."
+        labels = (
+            ("meant coverage", "share inside")
+            if network.network == "bnas"
+            else ("probability", "share that superconducts")
+        )
+        found["calibration"] = (calibration_figure(points, *labels), caption)
+    if curves is not None and len(curves):
+        caption = "Mean loss of each epoch, and of what was held out, which decides nothing."
+        found["curves"] = (curve_figure(_curves_by_part(curves)), caption)
+    return found
+
+
+def calibration_points(calibration: Mapping[str, object]) -> list[tuple[float, float]]:
+    """Expected and observed shares of a stored calibration."""
+    for name, expected in (("coverage", "expected"), ("reliability", "predicted")):
+        rows = calibration.get(name)
+        if isinstance(rows, list):
+            return [(row[expected], row["observed"]) for row in rows if row["observed"] is not None]
+    return []
+
+
+def write_training_figures(workspace: Workspace, name: str) -> list[str]:
+    """Draw the latest version of a network into its folder, and leave the figures as artifacts of the run."""
+    network = read_scores(workspace, name)
+    if network is None:
+        return []
+    folder = model_folder(name, network.version)
+    curves = f"{folder}/curves.parquet"
+    table = workspace.read_table(curves) if workspace.exists(curves) else None
+    files = []
+    for title, (figure, caption) in training_figures(network, table).items():
+        files.append(f"{folder}/figures/{title}.svg")
+        workspace.write_bytes(files[-1], figure_bytes(figure))
+        leave_figure(f"{name}-{title}", figure_bytes(figure, "png"), f"{network.title}: {caption}")
+    return files
+
+
+def _scores(network: NetworkScores) -> Figure:
+    metric = network.headline
+    splits: dict[str, dict[str, Interval]] = {}
+    for split, models in network.scores.items():
+        named = {network.title if model == network.network else model: scores for model, scores in models.items()}
+        title = SPLIT_TITLES.get(split, split)
+        splits[title] = {model: scores[metric.name] for model, scores in named.items() if metric.name in scores}
+    return score_figure(splits, network.title, metric.title.replace("R²", "$R^2$"))
+
+
+def _parity_panels(network: NetworkScores) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    panels = {}
+    for split in network.scores:
+        table = own_predictions(network, split)
+        if len(table):
+            pair = table["tc_kelvin"].to_numpy(), table["tc_predicted_kelvin"].to_numpy()
+            panels[SPLIT_TITLES.get(split, split).capitalize()] = pair
+    return panels
+
+
+def _roc_panels(network: NetworkScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for split in network.scores:
+        for model in network.models(split)[: MAX_CURVES + 1]:
+            table = own_predictions(network, split, model)
+            if len(table):
+                label = table["superconductor"].to_numpy(zero_copy_only=False).astype(int)
+                name = network.title if model == network.network else model
+                found = panels.setdefault(SPLIT_TITLES.get(split, split).capitalize(), {})
+                found[name] = (label, table["probability"].to_numpy())
+    return panels
+
+
+def own_predictions(network: NetworkScores, split: str, model: str | None = None) -> pa.Table:
+    """Held-out predictions of a model on a split, of the network itself if none is named."""
+    table = network.predictions
+    return table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model or network.network)))
+
+
+def _curves_by_part(curves: pa.Table) -> dict[str, dict[str, np.ndarray]]:
+    """Columns of CURVES as arrays, by part."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for part in curves["part"].unique().to_pylist():
+        rows = curves.filter(pc.equal(curves["part"], part)).sort_by("epoch")
+        parts[part] = {name: rows[name].to_numpy() for name in ("epoch", "loss", "validation_loss")}
+    return parts
