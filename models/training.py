@@ -362,7 +362,7 @@ class _Steps:
                 group["lr"] = rate
             total += self._step(rows, f"epoch {epoch + 1}, step {number + 1}") * len(rows)
             self.follow()
-        if not all(torch.isfinite(weights).all() for weights in self.model.parameters()):
+        if not torch.isfinite(nn.utils.get_total_norm([weights.detach() for weights in self.model.parameters()])):
             raise TrainingError(f"Weights are not finite after epoch {epoch + 1}; try a lower learning rate")
         return total / len(self.batches)
 
@@ -433,8 +433,10 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     weights = network.parameters()
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(weights, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(weights, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            weights, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+    return torch.optim.AdamW(weights, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
 def _signature(network: nn.Module, recipe: Recipe, size: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.star_bands import StarBands
 from tasks.bands import ORDERED_TABLE, read_bands
+from tasks.crossings import interpolate_crossings
 from tasks.exceptions import InputError, WorkspaceError
 from tasks.interpolation import fit_bands
 from tasks.kpoints import Floats
@@ -80,11 +81,14 @@ def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
     Raises
     ------
     InputError
-        If the bands cannot be interpolated; see ``interpolate_bands``.
+        If the bands cannot be interpolated; see ``interpolate_bands`` and ``interpolate_crossings``.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):
+        if settings.method == "model":
+            energies, _ = interpolate_crossings(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
+            return grid_of(energies, settings)
         found = fit_bands(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
         grid = grid_of(found.fit.on_mesh((settings.mesh,) * 3), settings)
     return replace(grid, stars=found.star_bands(grid.first_band))
@@ -129,18 +133,30 @@ def assign_shards(
     verify
         Look for damage by the checksum of every shard and not only by its size.
     """
+    return {shard: some for shard, _group, some in assign_groups(workspace, settings, [hashes], verify)}
+
+
+def assign_groups(
+    workspace: Workspace, settings: GridSettings, groups: Sequence[Sequence[str]], verify: bool = False
+) -> list[tuple[int, int, list[str]]]:
+    """The same where bands come in groups and no shard may hold bands of two of them.
+
+    Returns
+    -------
+    Shard, number of the group and bands of each fresh shard, in the order of the groups.
+    """
     shape = (settings.bands, *(settings.mesh,) * 3)
     slots = prepare_array(workspace, _key(settings), shape, settings.chunk, settings.store)
     discard_shards(workspace, verify_shards(workspace, thorough=verify))
     records = read_records(workspace)
     made = {slot.bands_hash for record in records for slot in record.slots}
-    wanted = [one for one in hashes if one not in made]
-    groups = [wanted[i : i + slots] for i in range(0, len(wanted), slots)]
+    wanted = [[one for one in group if one not in made] for group in groups]
+    parts = [(number, some[i : i + slots]) for number, some in enumerate(wanted) for i in range(0, len(some), slots)]
     used = {record.shard for record in records}
-    free = [shard for shard in range(len(used) + len(groups)) if shard not in used]
-    assigned = dict(zip(free, groups, strict=False))
+    free = [shard for shard in range(len(used) + len(parts)) if shard not in used]
+    assigned = [(shard, number, some) for shard, (number, some) in zip(free, parts, strict=False)]
     if assigned:
-        grow_array(workspace, max(assigned) + 1)
+        grow_array(workspace, assigned[-1][0] + 1)
     return assigned
 
 

@@ -52,6 +52,10 @@ class StarFit:
         half = waves[..., : mesh[2] // 2 + 1]  # E(k) = E(-k): the folded waves are real and even
         return np.asarray(fft.irfftn(half, s=tuple(mesh), axes=(1, 2, 3), norm="forward", workers=1))
 
+    def at(self, points: Integers, modulus: int) -> Floats:
+        """Energies (n_bands, n_k) in eV at (n_k, 3) k points, fractional coordinates times ``modulus``."""
+        return np.asarray(self.coefficients @ _mean_waves(self.vectors, self.star, points, modulus).T)
+
     def means(self, mesh: Sequence[int]) -> Floats:
         """(n_bands,) mean of each band over the mesh, from the coefficients alone."""
         constant = (self.vectors % np.asarray(mesh) == 0).all(axis=1)
@@ -244,12 +248,22 @@ def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> t
     order = np.argsort(points.codes(points.points), kind="stable")  # sums in one order, whatever the list's
     numbers, listed = numbers[order], bands.pooled[np.ix_(rows, order)]
     energies = np.stack([np.bincount(numbers, weights=band) for band in listed]) / np.bincount(numbers)
-    for doubling in range(MAX_DOUBLINGS + 1):
-        stars = build_stars(bands.lattice, rotations, star_ratio * len(leaders) * 2**doubling)
-        fit, miss = fit_stars(bands.lattice, stars, leaders, points.modulus, energies)
-        if miss <= EXACT_EV:
-            return fit, rotations
+    fit, miss = fit_smoothly(bands.lattice, rotations, leaders, points.modulus, energies, star_ratio)
+    if miss <= EXACT_EV:
+        return fit, rotations
     raise InputError(
         f"Bands of {bands.material_id}: the interpolant misses the coarse energies by {miss:.2g} eV "
-        f"with {len(stars)} stars"
+        f"with {fit.coefficients.shape[1]} stars"
     )
+
+
+def fit_smoothly(
+    lattice: Floats, rotations: Integers, points: Integers, modulus: int, energies: Floats, star_ratio: float
+) -> tuple[StarFit, float]:
+    """``fit_stars`` with ``star_ratio`` stars a k point, and more where so many do not do."""
+    for doubling in range(MAX_DOUBLINGS + 1):
+        stars = build_stars(lattice, rotations, star_ratio * len(points) * 2**doubling)
+        fit, miss = fit_stars(lattice, stars, points, modulus, energies)
+        if miss <= EXACT_EV:
+            break
+    return fit, miss

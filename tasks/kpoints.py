@@ -7,6 +7,7 @@ equivalence is a comparison of integers and not of rounded numbers.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,23 @@ def point_group(lattice: Floats, coords: Floats, species: tuple[str, ...], sympr
     InputError
         If spglib finds no symmetry at all, as with two atoms at one place.
     """
+    numbers = [np.ascontiguousarray(values, dtype=np.float64).tobytes() for values in (lattice, coords)]
+    return _search_group(*numbers, species, symprec)
+
+
+@lru_cache(maxsize=16)  # one material asks several times: for its grid, its weights and its fit
+def _search_group(lattice: bytes, coords: bytes, species: tuple[str, ...], symprec: float) -> Integers:
     import spglib
 
+    cell = (np.frombuffer(lattice).reshape(3, 3), np.frombuffer(coords).reshape(-1, 3))
     types = np.unique(np.array(species), return_inverse=True)[1]
-    found: Any = spglib.get_symmetry((lattice, coords, types), symprec=symprec)
+    found: Any = spglib.get_symmetry((*cell, types), symprec=symprec)
     if found is None:
         raise InputError(f"spglib finds no symmetry in this structure (symprec {symprec} angstrom): see its sites")
     rotations = np.asarray(found["rotations"], dtype=np.int64)
-    return np.unique(np.concatenate([rotations, -rotations]), axis=0)
+    group = np.unique(np.concatenate([rotations, -rotations]), axis=0)
+    group.flags.writeable = False
+    return group
 
 
 @dataclass(frozen=True, eq=False)
