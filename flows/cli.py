@@ -245,7 +245,8 @@ def tune(
 @app.command()
 def grid(
     sources: Annotated[
-        list[str] | None, typer.Argument(help="Bands: vasprun.xml, _hr.dat, JSON, Parquet; files, folders or zips")
+        list[str] | None,
+        typer.Argument(help="Bands: vasprun.xml, _hr.dat, JSON, Parquet; files, folders or zips; mp or mp:COPY"),
     ] = None,
     profile: Profile = None,
     workspace: Place = None,
@@ -254,10 +255,17 @@ def grid(
     ] = "files",
     efermi: Annotated[float | None, typer.Option(help="Fermi level of tight-binding models without one, eV")] = None,
     store: Annotated[str | None, typer.Option(help="What shards hold: grids, coefficients or both")] = None,
+    max_gap: Annotated[float | None, typer.Option(help="Largest band gap of mp, eV")] = None,
+    elements: Annotated[str | None, typer.Option(help="Only crystals of mp that hold all of these: Nb,Ti")] = None,
+    ids: Annotated[str | None, typer.Option(help="File of task ids of mp, one a line")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many materials of mp")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every shard of the workspace's grids")] = False,
 ) -> None:
     """Bring bands onto grids, of the workspace or of files. Example: meissner grid runs/ --collection mine"""
-    settings = _settings(profile, workspace=workspace, grid={"store": store})
+    symbols = elements.split(",") if elements else None
+    mp_bands = {"max_gap_ev": max_gap, "elements": symbols, "ids": ids, "limit": limit}
+    _check_choices(mp_bands, sources)
+    settings = _settings(profile, workspace=workspace, grid={"store": store}, mp_bands=mp_bands)
     with _run(settings, ("grid",)) as (place, console):
         from flows import grids as flows
 
@@ -265,7 +273,7 @@ def grid(
             flows.grids(settings.workspace, settings.grid, settings.processes, verify)
             return
         report = flows.grid_source(
-            settings.workspace, tuple(sources), collection, settings.grid, efermi, settings.processes
+            settings.workspace, tuple(sources), collection, settings.grid, efermi, settings.processes, settings.mp_bands
         )
     where = place.path(f"collections/{collection}")
     console.print(f"{report.counts['grids']} grids, {report.rows_refused} refused, in {where}")
@@ -409,6 +417,18 @@ def _check_sources(settings: "Settings") -> None:
     from tasks.workspace import Workspace
 
     check_databases(Workspace(settings.workspace), settings.crystals, settings.fetch, settings.mp_api_key)
+
+
+def _check_choices(mp_bands: dict[str, Any], sources: list[str] | None) -> None:
+    """Refuse a choice of rows where there is no table of the Materials Project to choose from."""
+    from tasks.exceptions import InputError
+
+    chosen = any(value is not None for value in mp_bands.values())
+    if chosen and not any(source.split(":")[0] == "mp" for source in sources or ()):
+        raise InputError(
+            "--max-gap, --elements, --ids and --limit choose rows of the Materials Project's table; name it among the "
+            "sources: mp, or mp:COPY"
+        )
 
 
 def _inputs(settings: "Settings") -> dict[str, Any]:

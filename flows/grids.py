@@ -10,9 +10,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from tasks.grid_sources import collection, finish_source_grids, plan_source_grids, source_grid_chunk
 from tasks.grids import GridChunk, finish_grids, grid_chunk, plan_grids
+from tasks.mp_grids import as_tables, plan_table_grids, table_grid_chunk
 from tasks.progress import stage_progress
-from tasks.settings import GridSettings
-from tasks.stages import StageReport
+from tasks.settings import GridSettings, MpBandSettings
+from tasks.stages import Rejection, StageReport
 from tasks.workspace import Workspace
 
 WORTH_A_PROCESS = 100  # materials; a new process imports for about 4 s of CPU, a grid takes under 0.1 s
@@ -43,20 +44,30 @@ def grid_source(
     settings: GridSettings = GridSettings(),
     efermi: float | None = None,
     processes: int = 1,
+    mp_bands: MpBandSettings = MpBandSettings(),
 ) -> StageReport:
-    """Bring the bands of files onto grids, in a collection of their own.
+    """Bring the bands of files, and of the Materials Project's table, onto grids in a collection of their own.
 
-    1. list: which band structures the sources hold, and which have no grid yet
+    1. list: which band structures the files hold, and which have no grid yet
     2. map them over processes, a shard a task
-    3. finish: the index of the collection, and what was refused
+    3. the same for tables, some row groups a task
+    4. finish: the index of the collection, and what was refused
     """
     started = datetime.now(UTC)
     place = collection(Workspace(workspace), name).url
-    items, chunks = plan_source_grids(place, sources, settings)
+    files, tables = as_tables(sources)
+    items, chunks = plan_source_grids(place, files, settings)
     if chunks:
         work = {"place": place, "chunk": chunks, "settings": unmapped(settings), "efermi": efermi}
         _map(source_grid_chunk, work, sum(len(chunk.items) for chunk in chunks), len(chunks), processes)
-    return finish_source_grids(place, items, settings, started)
+    refused: list[Rejection] = []
+    for table in tables:
+        plan = plan_table_grids(place, table, settings, mp_bands)
+        if plan.chunks:
+            rows = {"place": place, "chunk": plan.chunks, "settings": unmapped(settings)}
+            _map(table_grid_chunk, rows, plan.missing, len(plan.chunks), processes)
+        items, refused = [*items, *plan.items], [*refused, *plan.refused]
+    return finish_source_grids(place, items, settings, started, refused)
 
 
 def map_chunks(workspace: str, chunks: Sequence[GridChunk], settings: GridSettings, processes: int) -> None:

@@ -28,7 +28,7 @@ from tasks.tight_binding import TightBinding, read_wannier90_hr
 from tasks.uniform_bands import DENSITIES, ROW_COLUMNS, UniformBands
 from tasks.vasprun import SYMPREC
 
-Kind = Literal["vasprun", "json", "wannier90", "table", "superband"]
+Kind = Literal["vasprun", "json", "wannier90", "table", "superband", "mp"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "vasprun": ("vasprun.xml", "vasprun.xml.gz"),
     "wannier90": ("_hr.dat", "_hr.dat.gz"),
@@ -48,6 +48,7 @@ class BandItem(BaseModel):
     kind: Kind
     url: str
     row: int = 0
+    row_group: int = 0  # that the row is counted in, where a table has millions of numbers a row
     content: str  # hash of the file, in a table of the bands; in a large file of its size, date and the name
 
 

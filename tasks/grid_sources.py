@@ -4,7 +4,7 @@ A collection is a workspace within the workspace, ``collections/<name>``: ``grid
 ``stages/grid``. What stands there is not made again; what a source no longer holds is left out of the index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from models.exceptions import MeissnerError
 from tasks.band_sources import BandItem, list_bands, load_bands
 from tasks.engines.gpaw_worker import band_gap
-from tasks.exceptions import InputError
+from tasks.exceptions import InputError, RemoteError
 from tasks.formulas import normalise_formula
 from tasks.grids import RETRY_DELAYS, Grid, assign_shards, grid_of, make_grid, store_grids
 from tasks.progress import leave_summary
@@ -77,12 +77,24 @@ def make_source_chunk(place: Workspace, chunk: SourceChunk, settings: GridSettin
     -------
     How many band structures were dealt with.
     """
+    return fill_shard(place, chunk, lambda item: _make_grid(item, settings, efermi))
+
+
+def fill_shard(place: Workspace, chunk: SourceChunk, make: Callable[[BandItem], tuple[Grid, dict[str, Any]]]) -> int:
+    """One shard of what ``make`` gives for each item: its grid, and what the index tells of it.
+
+    Returns
+    -------
+    How many band structures were dealt with; those for which ``make`` raises a MeissnerError are refused.
+    """
     made: list[tuple[SlotRecord, Grid | None]] = []
     facts = {}
     for item in chunk.items:
         slot = SlotRecord(position=0, material_id=item.material_id, bands_hash=item.content)
         try:
-            grid, fact = _make_grid(item, settings, efermi)
+            grid, fact = make(item)
+        except RemoteError:  # may pass another time
+            raise
         except MeissnerError as error:
             made.append((slot.model_copy(update={"refusal": str(error)}), None))
             continue
@@ -107,7 +119,7 @@ def _make_grid(item: BandItem, settings: GridSettings, efermi: float | None) -> 
         energies = bands.nearest_bands(settings.bands, settings.mesh)
         gap = band_gap(energies.reshape(1, len(energies), -1), 0.0)
         return grid_of(energies, settings), {"formula": item.material_id, "chemical_system": "", "band_gap_ev": gap}
-    return make_grid(bands, settings), _facts(bands)
+    return make_grid(bands, settings), band_facts(bands)
 
 
 def _finished(found: SuperBandGrid) -> Grid:
@@ -117,20 +129,21 @@ def _finished(found: SuperBandGrid) -> Grid:
     return Grid(found.energies, crossing, found.first_band, found.real_bands)
 
 
-def _facts(bands: UniformBands) -> dict[str, Any]:
+def band_facts(bands: UniformBands) -> dict[str, Any]:
+    """Formula, chemical system and gap of coarse bands, for the index."""
     symbols, counts = np.unique(bands.species, return_counts=True)
     formula = normalise_formula({str(symbol): float(count) for symbol, count in zip(symbols, counts, strict=True)})
     gap = band_gap(bands.energies, bands.efermi)
     return {"formula": formula, "chemical_system": "-".join(map(str, symbols)), "band_gap_ev": gap}
 
 
-def index_sources(place: Workspace, items: Sequence[BandItem]) -> StageOutcome:
-    """The index of all that the sources hold, and what was refused."""
+def index_sources(place: Workspace, items: Sequence[BandItem], refused: Sequence[Rejection] = ()) -> StageOutcome:
+    """The index of all that the sources hold, and what was refused, ``refused`` before there was an item included."""
     slots = {slot.bands_hash: slot for record in read_records(place) for slot in record.slots}
     facts: dict[str, Any] = {}
     for name in place.list(f"{FACTS}/*.json"):
         facts |= place.read_json(name)
-    rows, rejected = [], []
+    rows, rejected = [], list(refused)
     for item in sorted(items, key=lambda item: item.material_id):
         slot = slots[item.content]
         if slot.refusal:
@@ -139,7 +152,7 @@ def index_sources(place: Workspace, items: Sequence[BandItem]) -> StageOutcome:
         stands = slot.model_dump(exclude={"material_id", "refusal"})
         rows.append({"material_id": item.material_id, "parent_id": item.material_id, **facts[item.content], **stands})
     return StageOutcome(
-        rows_in=len(items),
+        rows_in=len(items) + len(refused),
         accounted=len(rows),
         tables={INDEX: pa.Table.from_pylist(rows, schema=GRID_INDEX)},
         rejected=rejected,
@@ -167,16 +180,23 @@ def source_grid_chunk(place: str, chunk: SourceChunk, settings: GridSettings, ef
 
 @task(name="finish grids", task_run_name="finish grids")
 def finish_source_grids(
-    place: str, items: list[BandItem], settings: GridSettings, started: datetime | None = None
+    place: str,
+    items: list[BandItem],
+    settings: GridSettings,
+    started: datetime | None = None,
+    refused: Sequence[Rejection] = (),
 ) -> StageReport:
     """Stage "grid" of a collection: the index of all grids."""
     there = Workspace(place)
     report = run_stage(
         there,
         STAGE,
-        lambda: index_sources(there, items),
+        lambda: index_sources(there, items, refused),
         code_version=CODE_VERSION,
-        inputs=[hash_text(*(f"{item.material_id} {item.content}" for item in items))],
+        inputs=[
+            hash_text(*(f"{item.material_id} {item.content}" for item in items)),
+            *(hash_text(one.item, one.reason) for one in refused),
+        ],
         settings=settings,
         started=started,
     )

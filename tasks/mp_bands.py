@@ -6,6 +6,7 @@ read; a file of the older layout is a pymatgen ``BandStructure`` as JSON. Neithe
 k points: they follow from the points and the symmetry.
 """
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -118,12 +119,76 @@ def read_mp_bands(
     """
     _check_batch(batch)
     names = None if identifiers is None else {table_identifier(name): name for name in identifiers}
+    dataset = open_table(url, storage_options)
+    predicate = wanted_rows(names, max_gap_ev)
+    return _gather(_read_table(url, dataset, predicate, names), batch)
+
+
+def open_table(url: str, storage_options: Mapping[str, str] | None = None) -> Any:
+    """The table as a dataset of Arrow that has all columns needed; errors as of ``read_mp_bands``."""
     dataset = open_dataset(url, storage_options)
     absent = [name for name in (*COLUMNS, *FILTERED) if name not in dataset.schema.names]
     if absent:
         raise InputError(f"The table {url} lacks {', '.join(absent)}; its columns are {dataset.schema.names}")
-    predicate = _predicate(None if names is None else list(names), max_gap_ev)
-    return _gather(_read_table(url, dataset, predicate, names), batch)
+    return dataset
+
+
+def wanted_rows(identifiers: Iterable[str] | None, max_gap_ev: float | None) -> Any:
+    """Predicate of uniform runs, with a gap that is small or unknown, of the materials asked for."""
+    from pyarrow.dataset import field
+
+    found = field("path_convention") == UNIFORM
+    if max_gap_ev is not None:
+        found &= (field("band_gap") <= max_gap_ev) | field("band_gap").is_null()
+    if identifiers is not None:
+        found &= field("identifier").isin(list(identifiers))
+    return found
+
+
+def row_groups(dataset: Any, predicate: Any) -> Iterator[Any]:
+    """Row groups whose statistics allow for a row that is wanted.
+
+    Read one by one, since the scanner of a whole dataset reads ahead of a slow consumer until the memory is full.
+    """
+    for file in dataset.get_fragments(filter=predicate):
+        yield from file.split_by_row_group(filter=predicate, schema=dataset.schema)
+
+
+@contextlib.contextmanager
+def table_errors(url: str) -> Iterator[None]:
+    """Errors of Arrow and of the storage as InputError or RemoteError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"The table {url} is damaged or has other columns than expected: {brief(error)}") from error
+    except OSError as error:
+        raise unreadable(url, error) from error
+
+
+def no_such_row(url: str, identifier: str, name: str) -> Rejection:
+    """The refusal of a material that the table does not hold."""
+    return Rejection(name, f"{url} has no uniform run of {name} ({identifier}) with a small enough gap")
+
+
+def twice(identifier: str, name: str) -> Rejection:
+    """The refusal of a row whose identifier came before."""
+    return Rejection(name, f"Bands of {name}: the table holds {identifier} more than once; its first row counts")
+
+
+def read_rows(rows: Any, names: Sequence[str]) -> Iterator[UniformBands | Rejection]:
+    """Bands, or why there are none, of each row of a record batch with the columns ``COLUMNS``, named as given."""
+    import pyarrow as pa
+
+    matrices = pa.large_list(pa.large_list(pa.float64()))
+    numeric = ("qpoints", "reciprocal_lattice", *SPINS)
+    columns = {name: rows[name].cast(matrices) if name in numeric else rows[name] for name in COLUMNS}
+    for index, name in enumerate(names):
+        try:
+            yield _read_row({column: values[index] for column, values in columns.items()}, name)
+        except InputError as error:
+            yield Rejection(name, str(error))
 
 
 def read_mp_files(
@@ -169,7 +234,7 @@ def read_mp_files(
     def read(name: str) -> UniformBands | Rejection:
         return _read_file(files, f"{root}/{name}.json.gz", name, max_gap_ev)
 
-    return _gather(_map_ahead(read, identifiers, threads), batch)
+    return _gather(map_ahead(read, identifiers, threads), batch)
 
 
 def _check_batch(batch: int) -> None:
@@ -184,7 +249,7 @@ def _gather(results: Iterator[UniformBands | Rejection], size: int) -> Iterator[
         )
 
 
-def _map_ahead(read: Callable[[Source], Result], sources: Iterable[Source], threads: int) -> Iterator[Result]:
+def map_ahead(read: Callable[[Source], Result], sources: Iterable[Source], threads: int) -> Iterator[Result]:
     """Results in order, with no more than two sources a thread under way or waiting."""
     rest = iter(sources)
     with ThreadPoolExecutor(threads) as pool:
@@ -198,67 +263,24 @@ def _map_ahead(read: Callable[[Source], Result], sources: Iterable[Source], thre
 # The table
 
 
-def _predicate(identifiers: list[str] | None, max_gap_ev: float | None) -> Any:
-    """Uniform runs, with a gap that is small or unknown, of the materials asked for."""
-    from pyarrow.dataset import field
-
-    found = field("path_convention") == UNIFORM
-    if max_gap_ev is not None:
-        found &= (field("band_gap") <= max_gap_ev) | field("band_gap").is_null()
-    if identifiers is not None:
-        found &= field("identifier").isin(identifiers)
-    return found
-
-
 def _read_table(
     url: str, dataset: Any, predicate: Any, names: Mapping[str, str] | None
 ) -> Iterator[UniformBands | Rejection]:
-    import pyarrow as pa
-
     def read(group: Any) -> Any:
         return group.to_table(schema=dataset.schema, columns=list(COLUMNS), filter=predicate)
 
     seen: set[str] = set()
-    try:
-        for table in _map_ahead(read, _row_groups(dataset, predicate), 1):
+    with table_errors(url):
+        for table in map_ahead(read, row_groups(dataset, predicate), 1):
             for rows in table.to_batches(max_chunksize=ROWS_A_TIME):
-                yield from _read_rows(rows, names or {}, seen)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"The table {url} is damaged or has other columns than expected: {brief(error)}") from error
-    except OSError as error:
-        raise unreadable(url, error) from error
+                identifiers = [str(identifier) for identifier in rows["identifier"].to_pylist()]
+                named = [(names or {}).get(identifier, identifier) for identifier in identifiers]
+                for identifier, name, result in zip(identifiers, named, read_rows(rows, named), strict=True):
+                    yield twice(identifier, name) if identifier in seen else result
+                    seen.add(identifier)
     for identifier, name in (names or {}).items():
         if identifier not in seen:
-            yield Rejection(name, f"{url} has no uniform run of {name} ({identifier}) with a small enough gap")
-
-
-def _row_groups(dataset: Any, predicate: Any) -> Iterator[Any]:
-    """Row groups whose statistics allow for a row that is wanted.
-
-    Read one by one, since the scanner of a whole dataset reads ahead of a slow consumer until the memory is full.
-    """
-    for file in dataset.get_fragments(filter=predicate):
-        yield from file.split_by_row_group(filter=predicate, schema=dataset.schema)
-
-
-def _read_rows(rows: Any, names: Mapping[str, str], seen: set[str]) -> Iterator[UniformBands | Rejection]:
-    import pyarrow as pa
-
-    matrices = pa.large_list(pa.large_list(pa.float64()))
-    numeric = ("qpoints", "reciprocal_lattice", *SPINS)
-    columns = {name: rows[name].cast(matrices) if name in numeric else rows[name] for name in COLUMNS}
-    for index in range(rows.num_rows):
-        row = {name: column[index] for name, column in columns.items()}
-        identifier = str(row["identifier"].as_py())
-        name = names.get(identifier, identifier)
-        if identifier in seen:
-            yield Rejection(name, f"Bands of {name}: the table holds {identifier} more than once; its first row counts")
-            continue
-        seen.add(identifier)
-        try:
-            yield _read_row(row, name)
-        except InputError as error:
-            yield Rejection(name, str(error))
+            yield no_such_row(url, identifier, name)
 
 
 def _read_row(row: Mapping[str, Any], name: str) -> UniformBands:
