@@ -4,21 +4,35 @@ from datetime import UTC, datetime
 
 from prefect import flow, unmapped
 
-from tasks.settings import TrainingSettings
+from flows.grids import grid_source
+from tasks.grid_sources import collection, collection_name
+from tasks.settings import GridSettings, TrainingSettings
 from tasks.stages import StageReport
 from tasks.train_bnas import finish_training, plan_training, score_baselines, train_fold, train_member
+from tasks.workspace import Workspace
 
 
 @flow(name="train-bnas")
-def train_bnas(workspace: str, settings: TrainingSettings = TrainingSettings(), processes: int = 1) -> StageReport:
-    """Train and judge BNAS on the labelled grids of the workspace.
+def train_bnas(
+    workspace: str,
+    settings: TrainingSettings = TrainingSettings(),
+    processes: int = 1,
+    data: str | None = None,
+    grid: GridSettings = GridSettings(),
+) -> StageReport:
+    """Train and judge BNAS on the labelled grids of the workspace, or on those of ``data``.
 
-    1. plan: check the data, make the folds, audit them for leakage
-    2. folds: train on each and predict what was held out
-    3. baselines: the same folds
-    4. ensemble: networks trained on everything, for prediction
-    5. finish: scores with intervals, calibration, the stored model
+    1. data: bands with a measured Tc of a file or folder, onto grids in a collection of their own, where all is kept
+    2. plan: check the data, make the folds, audit them for leakage
+    3. folds: train on each and predict what was held out
+    4. baselines: the same folds
+    5. ensemble: networks trained on everything, for prediction
+    6. finish: scores with intervals, calibration, figures, the stored model
     """
+    if data:
+        name = collection_name(data)
+        grid_source(workspace, (data,), name, grid, processes=processes)
+        workspace = collection(Workspace(workspace), name).url
     started = datetime.now(UTC)
     plan = plan_training(workspace, settings)
     given = (unmapped(workspace), unmapped(settings), unmapped(plan))

@@ -7,7 +7,8 @@ work can be shared out; ``load_bands`` reads one of them.
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from tasks.exceptions import InputError
+from tasks.families import family_of
+from tasks.known import element_amounts
 from tasks.kpoints import deduce_grid, point_group
-from tasks.schemas import BANDS
 from tasks.settings import GridSettings
 from tasks.sources import read_bytes
 from tasks.stages import hash_text
@@ -36,6 +38,8 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "superband": (".hdf5", ".h5"),
     "json": (".json", ".json.gz"),
 }
+LABELS = ("formula", "supercon_formula", "tc_kelvin", "year_first", "family", "parent_id")
+ROWS_AT_ONCE = 100  # of a table, where each is looked at once
 LISTED = "vasprun*.xml, *_hr.dat, *.json of pymatgen's BandStructure (all also .gz), *.parquet, SuperBand's *.hdf5"
 
 
@@ -94,11 +98,9 @@ def _kind(name: str) -> Kind | None:
 def _items(url: str, name: str, kind: Kind) -> list[BandItem]:
     """The band structures in a file; a table that is none of ours is one item, which will be refused."""
     if kind == "table" and not _table_problem(url):
-        table = _read_table(url, ["material_id", "bands_hash"])
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         return [
             BandItem(material_id=material_id, kind=kind, url=url, row=row, content=content)
-            for row, (material_id, content) in enumerate(rows)
+            for row, (material_id, content) in enumerate(_contents(url))
         ]
     if kind == "superband":
         state = Path(url).stat() if Path(url).is_file() else None
@@ -122,6 +124,19 @@ def _material_id(name: str, kind: Kind) -> str:
     return "/".join(part for part in (folder, stem) if part) or path.name
 
 
+def _row(item: BandItem, columns: Sequence[str]) -> dict[str, Any]:
+    """Those of the columns that the item's table has, of its row."""
+    return dict(_table(item.url, tuple(columns)).slice(item.row, 1).to_pylist()[0])
+
+
+@lru_cache(maxsize=2)
+def _table(url: str, columns: tuple[str, ...]) -> pa.Table:
+    """Columns of a table, kept for its other rows."""
+    with fsspec.open(url, "rb") as file:
+        names = set(pq.read_schema(file).names)
+    return _read_table(url, [name for name in columns if name in names])
+
+
 def _read_table(url: str, columns: Sequence[str]) -> pa.Table:
     with fsspec.open(url, "rb") as file:
         return pq.read_table(file, columns=list(columns))
@@ -134,8 +149,40 @@ def _table_problem(url: str) -> str:
             names = pq.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         return f"{url} is no readable Parquet file: {str(error).splitlines()[0]}"
-    absent = [field.name for field in BANDS if not field.nullable and field.name not in names]
+    absent = [name for name in ROW_COLUMNS if name not in names]
     return f"{url} is no table of bands as in bands/: it lacks {', '.join(absent)}" if absent else ""
+
+
+def _contents(url: str) -> list[tuple[str, str]]:
+    """Name of each row of a table of bands, and the hash of its bands: as written there, or of the numbers."""
+    with fsspec.open(url, "rb") as file:
+        written = "bands_hash" in pq.read_schema(file).names
+    if written:
+        table = _read_table(url, ["material_id", "bands_hash"])
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    columns = list(ROW_COLUMNS)
+    return [(row["material_id"], hash_text(*(repr(row[name]) for name in columns))) for row in _rows(url, columns)]
+
+
+def _rows(url: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a table, a few in memory at a time."""
+    with fsspec.open(url, "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE, columns=list(columns)):
+            yield from batch.to_pylist()
+
+
+def read_labels(item: BandItem) -> dict[str, Any]:
+    """What a table of bands tells of a material beside its bands: formula, Tc, year and the like, as far as it does.
+
+    A Tc without a family gets the family of the composition.
+    """
+    if item.kind != "table":
+        return {}
+    row = _row(item, LABELS)
+    labels = {name: value for name, value in row.items() if value is not None and str(value) != "nan"}
+    if "tc_kelvin" in labels and "formula" in labels:
+        labels = {"family": family_of(element_amounts(labels["formula"]))} | labels
+    return labels
 
 
 def load_bands(
@@ -158,9 +205,7 @@ def load_bands(
     if item.kind == "table":
         if problem := _table_problem(item.url):
             raise InputError(problem)
-        needed = [name for name in (*ROW_COLUMNS, *DENSITIES) if name in BANDS.names]
-        row = _read_table(item.url, needed).slice(item.row, 1).to_pylist()[0]
-        return UniformBands.from_row(row)
+        return UniformBands.from_row(_row(item, (*ROW_COLUMNS, *DENSITIES)))
     if item.kind == "superband":
         return read_superband_material(item.url, item.material_id, bands=settings.bands, mesh=settings.mesh)
     if item.kind == "json":

@@ -1,12 +1,14 @@
-"""Fermi surfaces as triangles, in the first Brillouin zone."""
-
-import itertools
-from collections.abc import Sequence
+"""Fermi surfaces as triangles in the first Brillouin zone, by IFermi."""
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.core import Structure
+from pymatgen.electronic_structure.bandstructure import BandStructure
+from pymatgen.electronic_structure.core import Spin
 
 MAX_TRIANGLES = 14_000  # of a Fermi surface; finer ones are drawn from every second k point
+
+Sheet = tuple[int, NDArray[np.float64], NDArray[np.int64]]
 
 
 def crossing_bands(grid: NDArray) -> list[int]:
@@ -14,51 +16,48 @@ def crossing_bands(grid: NDArray) -> list[int]:
     return [int(band) for band in np.flatnonzero((grid.min(axis=(1, 2, 3)) < 0) & (grid.max(axis=(1, 2, 3)) > 0))]
 
 
-def fermi_meshes(
-    reciprocal: NDArray, facets: Sequence[NDArray], grid: NDArray
-) -> list[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
-    """Band, vertices (n, 3) in 1/angstrom and triangles (m, 3) of each sheet, inside the zone."""
+def fermi_meshes(structure: Structure, grid: NDArray) -> list[Sheet]:
+    """Band, vertices (n, 3) in 1/angstrom (with 2 pi) and triangles (m, 3) of each sheet, inside the zone.
+
+    Parameters
+    ----------
+    structure
+        The primitive cell that the k points belong to.
+    grid
+        (n_bands, k, k, k) eV relative to E_F, at fractional k points i / k.
+    """
     crossing = crossing_bands(grid)
-    for step in (1, 2):
-        sheets = [_isosurface(grid[band][::step, ::step, ::step], reciprocal) for band in crossing]
-        if sum(len(triangles) for _, triangles in sheets) <= MAX_TRIANGLES:
+    sheets: list[Sheet] = []
+    for step in (1, 2) if crossing else ():
+        sheets = _sheets(structure, grid[crossing][:, ::step, ::step, ::step], crossing)
+        if sum(len(triangles) for _, _, triangles in sheets) <= MAX_TRIANGLES:
             break
-    clipped = [_fill_zone(vertices, triangles, reciprocal, facets) for vertices, triangles in sheets]
-    return [(band, *mesh) for band, mesh in zip(crossing, clipped, strict=True) if len(mesh[1])]
+    return sheets
 
 
-def _isosurface(band: NDArray, reciprocal: NDArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Where one band is 0 in the reciprocal cell from 0 to 1 along each axis."""
-    from skimage.measure import marching_cubes
+def _sheets(structure: Structure, energies: NDArray, bands: list[int]) -> list[Sheet]:
+    """All surfaces of each of the bands as one sheet."""
+    from ifermi.surface import FermiSurface
 
-    periodic = np.pad(band, ((0, 1),) * 3, mode="wrap")
-    vertices, triangles, _, _ = marching_cubes(periodic, level=0.0)
-    return vertices / band.shape @ reciprocal, triangles.astype(np.int64)
-
-
-def _fill_zone(
-    vertices: NDArray, triangles: NDArray, reciprocal: NDArray, facets: Sequence[NDArray]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Repeat a cell's surface over the lattice and cut it at the facets of the Brillouin zone."""
-    import trimesh
-    from trimesh.intersections import slice_faces_plane
-
-    reach = max(float(np.linalg.norm(facet, axis=1).max()) for facet in facets)
-    pieces, faces, count = [], [], 0
-    for shift in itertools.product(range(-2, 2), repeat=3):
-        moved = vertices + np.array(shift) @ reciprocal
-        near = (np.linalg.norm(moved, axis=1) <= reach)[triangles].any(axis=1)
-        if near.any():
-            pieces.append(moved)
-            faces.append(triangles[near] + count)
-            count += len(moved)
-    if not pieces:
-        return np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)
-    points, corners = np.vstack(pieces), np.vstack(faces)
-    for facet in facets:
-        normal = np.cross(facet[1] - facet[0], facet[2] - facet[0])
-        inward = -normal * np.sign(normal @ facet.mean(axis=0))
-        points, corners, _ = slice_faces_plane(points, corners, inward, facet[0])
-    mesh = trimesh.Trimesh(points, corners, process=True)
-    mesh.remove_unreferenced_vertices()
-    return np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    divisions = np.array(energies.shape[1:])
+    points = np.stack(np.meshgrid(*map(np.arange, divisions), indexing="ij"), axis=-1).reshape(-1, 3) / divisions
+    found = FermiSurface.from_band_structure(
+        BandStructure(
+            points,
+            {Spin.up: energies.reshape(len(bands), -1).astype(float)},
+            structure.lattice.reciprocal_lattice,
+            efermi=0.0,
+            structure=structure,
+        ),
+        wigner_seitz=True,
+        calculate_dimensionality=False,
+    )
+    parts = found.isosurfaces[Spin.up]
+    sheets = []
+    for place, band in enumerate(bands):
+        own = [part for part in parts if part.band_idx == place]
+        if own:
+            starts = np.cumsum([0, *(len(part.vertices) for part in own[:-1])])
+            vertices = np.concatenate([part.vertices for part in own])
+            sheets.append((band, vertices, np.concatenate([p.faces + s for p, s in zip(own, starts, strict=True)])))
+    return sheets

@@ -1,10 +1,11 @@
 """Grids straight from a source of bands, kept in a collection of their own beside the data of SuperCon.
 
-A collection is a workspace within the workspace, ``collections/<name>``: ``grids/`` as the grid stage writes it, and
-``stages/grid``. What stands there is not made again; what a source no longer holds is left out of the index.
+A collection is a workspace within the workspace, ``collections/<name>``: ``grids/`` as the grid stage writes it, the
+crystals in ``crystals/ordered.parquet``, and ``stages/grid``. So networks can be trained in it. What stands there is
+not made again; what a source no longer holds is left out of the index.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,15 +13,18 @@ import numpy as np
 import pyarrow as pa
 from prefect import task
 from pydantic import BaseModel, ConfigDict
+from pymatgen.core import Structure
 
 from models.exceptions import MeissnerError
-from tasks.band_sources import BandItem, list_bands, load_bands
+from tasks.band_sources import BandItem, list_bands, load_bands, read_labels
+from tasks.bands import ORDERED_TABLE
+from tasks.crystals import structure_hash, structure_to_json
 from tasks.engines.gpaw_worker import band_gap
 from tasks.exceptions import InputError, RemoteError
 from tasks.formulas import normalise_formula
 from tasks.grids import RETRY_DELAYS, Grid, assign_shards, grid_of, make_grid, store_grids
 from tasks.progress import leave_summary
-from tasks.schemas import GRID_INDEX
+from tasks.schemas import GRID_INDEX, ORDERED
 from tasks.settings import GridSettings
 from tasks.shards import INDEX, SlotRecord, read_records
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
@@ -30,7 +34,7 @@ from tasks.uniform_bands import UniformBands
 from tasks.workspace import Workspace
 
 STAGE = "grid"
-CODE_VERSION = 1
+CODE_VERSION = 2
 FACTS = "grids/facts"  # formula and gap of what stands in a shard, one file each
 
 
@@ -54,6 +58,12 @@ def collection(workspace: Workspace, name: str) -> Workspace:
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
         raise InputError(f"Collection {name!r} must be a plain name of letters, digits, '-', '_' and '.'")
     return Workspace(workspace.path(f"collections/{name}"))
+
+
+def collection_name(source: str) -> str:
+    """A name for the collection of a source: that of its file or folder."""
+    stem = source.rstrip("/").rpartition("/")[2].partition(".")[0]
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or "data"
 
 
 def plan_sources(
@@ -119,7 +129,7 @@ def _make_grid(item: BandItem, settings: GridSettings, efermi: float | None) -> 
         energies = bands.nearest_bands(settings.bands, settings.mesh)
         gap = band_gap(energies.reshape(1, len(energies), -1), 0.0)
         return grid_of(energies, settings), {"formula": item.material_id, "chemical_system": "", "band_gap_ev": gap}
-    return make_grid(bands, settings), band_facts(bands)
+    return make_grid(bands, settings), band_facts(bands) | read_labels(item)
 
 
 def _finished(found: SuperBandGrid) -> Grid:
@@ -130,11 +140,18 @@ def _finished(found: SuperBandGrid) -> Grid:
 
 
 def band_facts(bands: UniformBands) -> dict[str, Any]:
-    """Formula, chemical system and gap of coarse bands, for the index."""
+    """Formula, chemical system, gap and crystal of coarse bands, for the index."""
     symbols, counts = np.unique(bands.species, return_counts=True)
     formula = normalise_formula({str(symbol): float(count) for symbol, count in zip(symbols, counts, strict=True)})
     gap = band_gap(bands.energies, bands.efermi)
-    return {"formula": formula, "chemical_system": "-".join(map(str, symbols)), "band_gap_ev": gap}
+    structure = Structure(bands.lattice, bands.species, bands.coords)
+    return {
+        "formula": formula,
+        "chemical_system": "-".join(map(str, symbols)),
+        "band_gap_ev": gap,
+        "space_group": structure.get_space_group_info()[0],
+        "structure": structure_to_json(structure),
+    }
 
 
 def index_sources(place: Workspace, items: Sequence[BandItem], refused: Sequence[Rejection] = ()) -> StageOutcome:
@@ -143,18 +160,24 @@ def index_sources(place: Workspace, items: Sequence[BandItem], refused: Sequence
     facts: dict[str, Any] = {}
     for name in place.list(f"{FACTS}/*.json"):
         facts |= place.read_json(name)
-    rows, rejected = [], list(refused)
+    rows, crystals, rejected = [], [], list(refused)
     for item in sorted(items, key=lambda item: item.material_id):
         slot = slots[item.content]
         if slot.refusal:
             rejected.append(Rejection(item.material_id, slot.refusal))
             continue
         stands = slot.model_dump(exclude={"material_id", "refusal"})
-        rows.append({"material_id": item.material_id, "parent_id": item.material_id, **facts[item.content], **stands})
+        row = {"material_id": item.material_id, "parent_id": item.material_id, **facts[item.content], **stands}
+        rows.append(row)
+        if "structure" in row:
+            crystals.append(_crystal(row))
     return StageOutcome(
         rows_in=len(items) + len(refused),
         accounted=len(rows),
-        tables={INDEX: pa.Table.from_pylist(rows, schema=GRID_INDEX)},
+        tables={
+            INDEX: pa.Table.from_pylist(rows, schema=GRID_INDEX),
+            ORDERED_TABLE: pa.Table.from_pylist(crystals, schema=ORDERED),
+        },
         rejected=rejected,
         counts={
             "grids": len(rows),
@@ -162,6 +185,18 @@ def index_sources(place: Workspace, items: Sequence[BandItem], refused: Sequence
             "padded": sum(row["first_band"] > 0 for row in rows),
         },
     )
+
+
+def _crystal(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ORDERED of a crystal that came with its bands."""
+    structure = Structure.from_str(row["structure"], fmt="json")
+    return {
+        **row,
+        "sites": len(structure),
+        "supercell": [1, 0, 0, 0, 1, 0, 0, 0, 1],
+        "composition_error": 0.0,
+        "structure_hash": structure_hash(structure),
+    }
 
 
 @task(name="list bands", task_run_name="list bands")

@@ -111,8 +111,10 @@ def band_figure(structure: Structure, grid: NDArray, densities: dict[str, NDArra
     return _finish(figure, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"})
 
 
-def plane_figure(grid: NDArray, rollout: NDArray) -> Figure:
-    """The band nearest to E_F in three planes through the zone centre, and the attention rollout in the same planes.
+def plane_figure(
+    grid: NDArray, rollout: NDArray, band: int | None = None, point: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Figure:
+    """A band in three planes through a k point, and the attention rollout in the same planes below it.
 
     Parameters
     ----------
@@ -120,23 +122,29 @@ def plane_figure(grid: NDArray, rollout: NDArray) -> Figure:
         (n_bands, k, k, k) eV relative to E_F.
     rollout
         (k, k, k) share of the class token's attention.
+    band
+        Number from 0; None: the one nearest to E_F (``nearest_band``).
+    point
+        Fractional coordinates of the point that the planes go through, taken to the nearest point of the grid.
     """
-    band = nearest_band(grid)
+    band = nearest_band(grid) if band is None else band
     energies, attention = _centre(grid[band]), _centre(rollout)
-    limit = float(np.abs(energies).max()) or 1.0
+    place = _nearest_point(point, len(rollout))
+    limit = max(float(np.abs(energies.take(place[fixed], axis=fixed)).max()) for fixed in range(3)) or 1.0
     share = attention / attention.mean()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 5.2), layout="constrained")
         axes = figure.subplots(2, 3, sharex=True, sharey=True)
         for column, (name, (across, up, fixed)) in enumerate(PLANES.items()):
-            plane, weights = _plane(energies, across, up, fixed), _plane(share, across, up, fixed)
+            plane, weights = (_plane(values, across, up, fixed, place[fixed]) for values in (energies, share))
             bands = _draw_plane(axes[0, column], plane, "RdBu_r", (-limit, limit))
             maps = _draw_plane(axes[1, column], weights, "cividis", (float(share.min()), float(share.max())))
             for axis, colour in ((axes[0, column], INK), (axes[1, column], "white")):
                 if plane.min() < 0 < plane.max():
                     ticks = np.linspace(-0.5, 0.5, len(plane))
                     axis.contour(ticks, ticks, plane, levels=[0], colors=colour, linewidths=1.1)
-            axes[0, column].set_title(f"${name.replace('–', '$–$')}$")
+            height = (place[fixed] - len(rollout) // 2) / len(rollout)
+            axes[0, column].set_title(f"${name.replace('–', '$–$')}$ at $k_{'xyz'[fixed]}={height:g}$")
             axes[1, column].set_xlabel(f"$k_{'xyz'[across]}$")
             for row in (0, 1):
                 axes[row, column].set_ylabel(f"$k_{'xyz'[up]}$")
@@ -153,7 +161,7 @@ def fermi_figure(structure: Structure, grid: NDArray) -> go.Figure:
     figure = go.Figure()
     zone = structure.lattice.reciprocal_lattice
     facets = [np.asarray(facet) for facet in zone.get_wigner_seitz_cell()]
-    for place, (band, vertices, triangles) in enumerate(fermi_meshes(zone.matrix, facets, grid)):
+    for place, (band, vertices, triangles) in enumerate(fermi_meshes(structure, grid)):
         figure.add_mesh3d(
             **dict(zip("xyz", vertices.T.round(3).astype(np.float32), strict=True)),
             **dict(zip("ijk", triangles.T.astype(_smallest_integer(len(vertices))), strict=True)),
@@ -254,14 +262,21 @@ def _centre(values: NDArray) -> NDArray:
     return np.pad(rolled, ((0, 1),) * 3, mode="wrap")
 
 
-def _plane(values: NDArray, across: int, up: int, fixed: int) -> NDArray:
-    """A plane through the centre with rows going up."""
-    plane = np.take(values, values.shape[fixed] // 2, axis=fixed)
+def _nearest_point(point: Sequence[float], mesh: int) -> list[int]:
+    """Index of a fractional k point in a grid that ``_centre`` gives."""
+    return [int((round(float(coordinate) * mesh) + mesh // 2) % mesh) for coordinate in point]
+
+
+def _plane(values: NDArray, across: int, up: int, fixed: int, place: int) -> NDArray:
+    """A plane of a centred grid at one index of the fixed axis, with rows going up."""
+    plane = np.take(values, place, axis=fixed)
     return np.asarray(plane.T if across < up else plane)
 
 
 def _draw_plane(axis: Any, plane: NDArray, colours: str, limits: tuple[float, float]) -> Any:
-    image = axis.imshow(plane, origin="lower", cmap=colours, vmin=limits[0], vmax=limits[1], extent=(-0.5, 0.5) * 2)
+    edge = 0.5 + 0.5 / (len(plane) - 1)  # a pixel stands around its point, so those on the border reach over it
+    image = axis.imshow(plane, origin="lower", cmap=colours, vmin=limits[0], vmax=limits[1], extent=(-edge, edge) * 2)
+    axis.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5))
     axis.set_xticks([-0.5, 0, 0.5], ["−½", "0", "½"])
     axis.set_yticks([-0.5, 0, 0.5], ["−½", "0", "½"])
     return image

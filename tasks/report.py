@@ -16,6 +16,9 @@ import pyarrow.csv
 from jinja2 import Environment, StrictUndefined
 from prefect import task
 
+from pymatgen.core import Structure
+
+from tasks.attention import check_attention
 from tasks.bands import read_bands
 from tasks.bnas_ensemble import load_bnas
 from tasks.progress import Advance, leave_summary, silent, stage_progress
@@ -37,7 +40,7 @@ from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 STAGE = "report"
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
@@ -120,14 +123,18 @@ def _make_panels(
     if not top:
         return []
     index, grids = read_grids(workspace, [row["material_id"] for row in top])
+    names, bnas = index["material_id"].to_pylist(), load_bnas(workspace, top[0]["bnas_version"])
+    crystals = {row["material_id"]: Structure.from_str(row["structure"], fmt="json") for row in top}
+    checks = check_attention(bnas, grids, [crystals[name] for name in names])
     inputs = PanelInputs(
         bands={row["material_id"]: row for row in bands.to_pylist()},
-        grids=dict(zip(index["material_id"].to_pylist(), grids, strict=True)),
-        bnas=load_bnas(workspace, top[0]["bnas_version"]),
+        grids=dict(zip(names, grids, strict=True)),
+        bnas=bnas,
         s2snet=load_s2snet(workspace, top[0]["s2snet_version"]),
         measured=measured,
         provenance=provenance,
         versions=_versions(),
+        attention=dict(zip(names, checks, strict=True)),
     )
     panels = []
     for row in top:

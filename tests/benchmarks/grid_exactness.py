@@ -7,6 +7,11 @@ fine one, so all errors are of interpolation. Compared are energies within 3 eV 
 ours; ours with a fitted model (grid.method = model; CPU seconds, with OMP_NUM_THREADS=1); zero-padded FFT of the sorted
 bands on the full coarse grid; and the published one, IFermi's interpolation with a resize by scikit-image (read with
 its origin moved to Γ, which favours it). What FOLDER holds is not calculated again.
+
+    python tests/benchmarks/grid_exactness.py --table bands.parquet --count 20 --seed 0
+
+does no DFT: of crystals drawn from a table of bands every second k point in each direction is used, and the energies
+at all points of the table's grid are compared.
 """
 
 # ruff: noqa: T201 - a benchmark prints its table
@@ -17,9 +22,11 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from pymatgen.core import Lattice, Structure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -28,9 +35,10 @@ from tasks.crossings import interpolate_crossings
 from tasks.crystals import structure_to_json
 from tasks.engines.gpaw import run_worker, worker_task
 from tasks.engines.inputs import kpoint_grid
+from tasks.exceptions import InputError
 from tasks.interpolation import interpolate_bands
 from tasks.settings import GpawSettings, GridSettings
-from tasks.uniform_bands import UniformBands
+from tasks.uniform_bands import ROW_COLUMNS, UniformBands
 from tests.benchmarks.grid_speed import published_bands, to_pymatgen
 
 MESH = 32
@@ -112,14 +120,67 @@ def errors(direct: UniformBands, fine: np.ndarray, rows: np.ndarray) -> tuple[fl
     return 1e3 * float(np.sqrt(np.average(misses**2, weights=weights))), 1e3 * float(np.abs(misses).max())
 
 
+def every_second(bands: UniformBands) -> UniformBands:
+    """The same bands on half the divisions; all must be even."""
+    steps = np.rint(bands.kpoints * bands.grid).astype(int)
+    kept = (steps % 2 == 0).all(axis=1)
+    weights = bands.weights[kept] / bands.weights[kept].sum()
+    return replace(
+        bands, kpoints=bands.kpoints[kept], weights=weights, grid=bands.grid // 2, energies=bands.energies[..., kept]
+    )
+
+
+def from_table(table: Path, count: int, seed: int, settings: GridSettings) -> None:
+    """Errors of both methods on crystals drawn from a table."""
+    rows = pq.read_table(table, columns=[*ROW_COLUMNS, "formula"]).to_pylist()
+    even = [row for row in rows if all(int(n) % 2 == 0 and int(n) >= 6 for n in row["grid"])]
+    print(f"{len(even)} of {len(rows)} crystals have even grids of at least 6; {count} of them, seed {seed}")
+    print(f"{'crystal':<18} {'coarse':>8} {'stars rms':>10} {'max':>6} {'model rms':>10} {'max':>6} {'CPU s':>6}")
+    ratios: list[float] = []
+    for number in np.random.default_rng(seed).permutation(len(even)):
+        if len(ratios) == count:
+            break
+        whole = UniformBands.from_row(even[number])
+        half, mesh = every_second(whole), tuple(map(int, whole.grid))
+        found = []
+        for method in (interpolate_bands, interpolate_crossings):
+            begin = time.process_time()
+            try:
+                energies, listed = method(half, settings.bands, mesh, settings.star_ratio)
+            except InputError:  # every second point is no grid of this symmetry
+                break
+            places = tuple((np.rint(whole.kpoints * whole.grid).astype(int) % whole.grid).T)
+            exact = whole.pooled[listed]
+            near = np.abs(exact) <= WINDOW_EV
+            misses = (energies[(slice(None), *places)] - exact)[near]
+            rms = np.sqrt(np.average(misses**2, weights=np.broadcast_to(whole.weights, exact.shape)[near]))
+            found.append((1e3 * rms, 1e3 * np.abs(misses).max(), time.process_time() - begin))
+        if len(found) < 2:
+            continue
+        (plain, most, _), (modelled, largest, seconds) = found
+        ratios.append(modelled / plain)
+        grid = "x".join(map(str, half.grid))
+        name = f"{even[number]['formula']} {whole.material_id}"
+        print(
+            f"{name:<18} {grid:>8} {plain:10.0f} {most:6.0f} {modelled:10.0f} {largest:6.0f} {seconds:6.0f}", flush=True
+        )
+    print(f"model / stars, rms: median {np.median(ratios):.2f}, smallest {min(ratios):.2f}, largest {max(ratios):.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--materials", nargs="+", default=["Al", "Nb", "MgB2", "NbN"], choices=sorted(CRYSTALS))
     parser.add_argument("--densities", nargs="+", type=float, default=[3.0, 4.5])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "meissner-exactness")
+    parser.add_argument("--table", type=Path, help="bands instead of DFT, such as deployments/starter/bands.parquet")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     settings = GridSettings(mesh=MESH)
+    if options.table:
+        from_table(options.table, options.count, options.seed, settings)
+        return
     print(f"{'material':<8} {'coarse':>12} {'way':<12} {'rms meV':>8} {'max meV':>8}")
     for name in options.materials:
         direct = calculate(name, [MESH] * 3, options.folder)

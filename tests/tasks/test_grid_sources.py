@@ -165,7 +165,7 @@ def test_tables_of_another_kind_are_refused_and_the_rest_goes_on(place, folder):
     _, outcome = run(place, folder)
     reasons = {refused.item: refused.reason for refused in outcome.rejected}
     assert outcome.accounted == 3
-    assert "no table of bands as in bands/: it lacks formula" in reasons["other"]
+    assert "no table of bands as in bands/: it lacks structure" in reasons["other"]
     assert "no readable Parquet file" in reasons["cut"]
 
 

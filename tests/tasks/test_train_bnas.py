@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from flows.train_bnas import train_bnas
@@ -15,11 +17,12 @@ from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_l
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
 from tasks.schemas import FOLDS, PREDICTIONS
-from tasks.settings import TrainingSettings
+from tasks.settings import GridSettings, TrainingSettings
 from tasks.shards import read_grids
 from tasks.train_bnas import BAND_FOREST, load_bnas, train_part
 from tasks.workspace import Workspace
 from tests.tasks.grid_workspace import make_grid_workspace
+from tests.tasks.grid_workspaces import bands_row
 
 SETTINGS = TrainingSettings(config="tiny", folds=2, ensemble=2, device="cpu")
 BASELINES = {"mean", "same element set", "nearest composition", "element fractions, network", BAND_FOREST}
@@ -248,3 +251,24 @@ def test_measured_composition_names_the_material() -> None:
 def test_parts_have_names_for_people() -> None:
     assert Part(kind="member", number=2, file="f").name == "ensemble-2"
     assert Part(kind="fold", split="year", number=0, file="f").name == "year-0"
+
+
+def test_a_table_of_bands_with_labels_is_all_that_a_training_needs(tmp_path: Path, prefect_harness: None) -> None:
+    """Formulas, Tc and crystals come from the table; grids, network and scores stand in a collection."""
+    rows = [bands_row(f"m{n:02d}", [0.1 * n - 0.8, 0.6]) for n in range(16)]
+    elements = ["Al", "Nb", "V", "Ta", "Mo", "W", "Ti", "Zr"]
+    for n, row in enumerate(rows):
+        row |= {"formula": elements[n % 8], "tc_kelvin": float(n % 4)}
+        row["structure"] = row["structure"].replace('"Cu"', f'"{elements[n % 8]}"')
+    table = pa.Table.from_pylist(rows).drop(["bands_hash"])
+    (tmp_path / "my bands").mkdir()
+    pq.write_table(table, tmp_path / "my bands" / "bands.parquet")
+    place, grid = tmp_path / "w", GridSettings(mesh=8)
+    report = train_bnas(str(place), SETTINGS, data=str(tmp_path / "my bands"), grid=grid)
+    assert (report.rows_in, report.counts["superconductors"]) == (16, 12)
+    inside = Workspace(place / "collections" / "my-bands")
+    index = {row["material_id"]: row for row in read_grids(inside)[0].to_pylist()}
+    assert (index["m05"]["formula"], index["m05"]["tc_kelvin"], index["m05"]["family"]) == ("W", 1.0, "element")
+    models = load_model(inside, "bnas").metrics["scores"]["random"]
+    assert set(models) >= {"Magpie and cell, gradient boosting", "size only"}, "baselines see the crystals"
+    assert train_bnas(str(place), SETTINGS, data=str(tmp_path / "my bands"), grid=grid).reused
