@@ -31,6 +31,12 @@ app.add_typer(retry, name="retry", no_args_is_help=True)
 dataset = typer.Typer(help="Build a training set from the workspace. Example: meissner dataset s2s --export s2s.jsonl")
 app.add_typer(dataset, name="dataset", no_args_is_help=True)
 
+tune = typer.Typer(help="Search hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10")
+app.add_typer(tune, name="tune", no_args_is_help=True)
+
+explain = typer.Typer(help="Show what a network looks at. Example: meissner explain bnas vasprun.xml --output why")
+app.add_typer(explain, name="explain", no_args_is_help=True)
+
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="starter, or a TOML file of settings")]
 Place = Annotated[str | None, typer.Option("--workspace", "-w", help="Folder or URL that holds everything made")]
 Config = Annotated[str | None, typer.Option(help="Named network and recipe: starter or paper")]
@@ -125,33 +131,46 @@ def retry_failed(
         flow(settings.workspace, reason, **steps, processes=settings.processes)
 
 
-def _train(name: str, profile: str | None, workspace: str | None, **choices: Any) -> None:
+def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
     from flows.display import print_scores
 
     settings = _settings(profile, workspace=workspace, **{name: choices})
-    with _run(settings, (f"train-{name}",)) as (place, console):
+    stages = ("grid", f"train-{name}") if data else (f"train-{name}",)
+    with _run(settings, stages) as (place, console):
         if name == "bnas":
-            from flows.train_bnas import train_bnas as flow
+            from flows.train_bnas import train_bnas
+
+            train_bnas(settings.workspace, settings.bnas, settings.processes, data, settings.grid)
         else:
-            from flows.train_s2snet import train_s2snet as flow
-        flow(settings.workspace, getattr(settings, name), settings.processes)
+            from flows.train_s2snet import train_s2snet
+
+            train_s2snet(settings.workspace, settings.s2snet, settings.processes)
+    if data:
+        from tasks.grid_sources import collection, collection_name
+
+        place = collection(place, collection_name(data))
     print_scores(console, place, (name,))
+    console.print(f"The network, its scores and figures: {_location(place, f'models/{name}')}")
 
 
 @train.command("bnas")
 def train_bnas(
     profile: Profile = None,
     workspace: Place = None,
+    data: Annotated[
+        str | None, typer.Option(help="Bands with a tc_kelvin each (file, folder, zip), not the workspace's")
+    ] = None,
     config: Config = None,
     epochs: Epochs = None,
     folds: Folds = None,
     split: Split = None,
     seed: Seed = None,
     device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
 ) -> None:
     """Bands to Tc. Example: meissner train bnas --config paper --device cuda"""
-    choices = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
-    _train("bnas", profile, workspace, **choices, splits=split or None)
+    choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    _train("bnas", profile, workspace, data, **choices, splits=split or None, devices=devices)
 
 
 @train.command("s2snet")
@@ -166,7 +185,7 @@ def train_s2snet(
     device: Device = None,
 ) -> None:
     """Crystal to superconductor or not. Example: meissner train s2snet --split chemical-system"""
-    choices = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
     _train("s2snet", profile, workspace, **choices, splits=split or None)
 
 
@@ -224,19 +243,24 @@ def audit(
         raise leak
 
 
-@app.command()
-def tune(
+@tune.command("bnas")
+def tune_bnas(
     profile: Profile = None,
     workspace: Place = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all, finished ones included")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a trial")] = None,
+    space: Annotated[str | None, typer.Option(help="Ranges: paper (Table II, with its points first) or small")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study, which a killed search goes on with")] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna's database URL; none: a file in the workspace")] = None,
+    config: Config = None,
 ) -> None:
-    """Search BNAS hyperparameters with Optuna. Example: meissner tune --trials 20 --epochs 10"""
+    """Search BNAS hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10"""
     from flows.display import print_trials
 
-    settings = _settings(profile, workspace=workspace, tuning={"trials": trials, "epochs": epochs})
+    choices = {"trials": trials, "epochs": epochs, "space": space, "study": study, "storage": storage}
+    settings = _settings(profile, workspace=workspace, tuning=choices, bnas={"config": config})
     with _run(settings, ("tune",)) as (place, console):
-        from flows.tune import tune as flow
+        from flows.tune import tune_bnas as flow
 
         flow(settings.workspace, settings.tuning, settings.bnas, settings.processes)
     print_trials(console, place, settings.tuning.study)
@@ -319,6 +343,29 @@ def predict(
     print_predictions(Console(), predictions, "json" if as_json else "csv" if as_csv else "table")
     if all(prediction.error for prediction in predictions):
         raise typer.Exit(2)
+
+
+@explain.command("bnas")
+def explain_bnas(
+    material: Annotated[str, typer.Argument(help="Id of a material that has a grid, or a vasprun.xml")],
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/bnas in the workspace")
+    ] = None,
+    band: Annotated[int | None, typer.Option(help="Band to show, from 1; without: the nearest to E_F")] = None,
+    point: Annotated[str, typer.Option(help="k point that the planes go through, fractional: 0,0,0.25")] = "0,0,0",
+) -> None:
+    """Attention rollout of one material, and what it is worth. Example: meissner explain bnas Nb-229 --output why"""
+    from rich.console import Console
+
+    from flows.display import print_explanation
+    from tasks.attention import explain_material
+    from tasks.workspace import Workspace
+
+    place = Workspace(_settings(profile, workspace=workspace).workspace)
+    found, files = explain_material(place, material, output, None if band is None else band - 1, _point(point))
+    print_explanation(Console(), found, files)
 
 
 @app.command()
@@ -429,6 +476,19 @@ def _check_choices(mp_bands: dict[str, Any], sources: list[str] | None) -> None:
             "--max-gap, --elements, --ids and --limit choose rows of the Materials Project's table; name it among the "
             "sources: mp, or mp:COPY"
         )
+
+
+def _point(text: str) -> tuple[float, ...]:
+    """Three fractional coordinates, written as 0,0,0.25."""
+    from tasks.exceptions import InputError
+
+    try:
+        coordinates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        coordinates = ()
+    if len(coordinates) != 3 or not all(abs(coordinate) <= 1 for coordinate in coordinates):
+        raise InputError(f"--point {text!r} is not three fractional coordinates between -1 and 1, such as 0,0,0.25")
+    return coordinates
 
 
 def _inputs(settings: "Settings") -> dict[str, Any]:

@@ -205,6 +205,17 @@ def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = 
         for row in best_baselines(workspace, name, HEADLINE[name]):
             table.add_row(row["split"], row["own"], row["best"], row["baseline"])
         console.print(table)
+        if name == "bnas":
+            _print_ablation(console, workspace)
+
+
+def _print_ablation(console: Console, workspace: Workspace) -> None:
+    version = workspace.read_json("models/bnas/latest.json")["version"]
+    gains = workspace.read_json(f"models/bnas/{version}/metrics.json").get("bands_add", {})
+    for split, gain in gains.items():
+        if gain["value"] is not None:
+            text = f"{gain['value']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})"
+            console.print(f"Bands add to composition and crystal, folds {split}: {text} of R²")
 
 
 def print_trials(console: Console, workspace: Workspace, study: str, count: int = 5) -> None:
@@ -272,6 +283,31 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
             table.add_row(*_prediction_cells(row))
     if table.row_count:
         console.print(table)
+
+
+EXPLAINED = {
+    "symmetry": "symmetric share of the rollout, 0 to 1",
+    "symmetry_shuffled": "… of shuffled patches",
+    "symmetry_most": "… at most in these patches",
+    "band_symmetry": "… of the band shown",
+    "random_weights": "rank correlation with random weights",
+    "agreement": "… between the trained networks",
+}
+
+
+def print_explanation(console: Console, found: Any, files: Sequence[str]) -> None:
+    """Print the numbers of an attention map, what they mean, and where the files are."""
+    numbers = found.numbers
+    table = Table(title=f"Where BNAS looked in {numbers['formula']}, band {numbers['band']}", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    interval = f"{numbers['tc_low_kelvin']:.1f} to {numbers['tc_high_kelvin']:.1f}"
+    table.add_row("Tc / K of the ensemble", f"{numbers['tc_kelvin']:.2f} ({interval})")
+    for name, text in EXPLAINED.items():
+        table.add_row(text, "-" if numbers[name] is None else f"{numbers[name]:z.2f}")
+    console.print(table)
+    for line in [*found.words, *files]:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _prediction_cells(row: dict[str, Any]) -> list[str]:

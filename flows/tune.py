@@ -9,8 +9,8 @@ from tasks.stages import StageReport
 from tasks.tuning import finish_tuning, plan_study, try_parameters
 
 
-@flow(name="tune")
-def tune(
+@flow(name="tune-bnas")
+def tune_bnas(
     workspace: str,
     settings: TuningSettings = TuningSettings(),
     training: TrainingSettings = TrainingSettings(),

@@ -246,6 +246,12 @@ def _fitted(estimator: str, features: Callable[[Descriptors], np.ndarray], *, cl
     return predict
 
 
+def fitted_regressor(estimator: str, columns: np.ndarray, target: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
+    """Targets of ``fold.test`` by a scikit-learn model (``forest`` or ``boosting``) of the baselines' settings."""
+    model = _estimators(seed, classify=False)[estimator]()
+    return np.asarray(model.fit(columns[fold.train], target[fold.train]).predict(columns[fold.test]))
+
+
 def _estimators(seed: int, *, classify: bool) -> dict[str, Callable]:
     from sklearn import ensemble, neural_network
 

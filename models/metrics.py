@@ -59,6 +59,20 @@ def regression_scores(
     return scores
 
 
+def r2_gain(tc_true: np.ndarray, tc_with: np.ndarray, tc_without: np.ndarray, *, seed: int) -> Score:
+    """What one prediction has more of R2 of ln(Tc/K + 1) than another, over all materials.
+
+    The interval is of a paired bootstrap: both are scored on the same resampled materials.
+    """
+    true, better = (np.log1p(np.maximum(tc, 0.0)) for tc in _checked(tc_true, tc_with))
+    worse = np.log1p(np.maximum(_checked(tc_true, tc_without)[1], 0.0))
+
+    def gain(x: np.ndarray, both: np.ndarray) -> np.ndarray:
+        return _r2(x, both[..., 0]) - _r2(x, both[..., 1])
+
+    return _score(gain, true, np.stack([better, worse], axis=-1), seed, 1000, _r2_problem(true))
+
+
 def classification_scores(
     label: np.ndarray, probability: np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Score]:

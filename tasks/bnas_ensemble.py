@@ -12,6 +12,7 @@ from models.bnas import Bnas, BnasConfig, prepare
 from models.bnas_training import kelvin, log_labels, predict_images
 from models.calibration import conformal_quantile
 from models.exceptions import CheckpointError
+from models.map_checks import SEEDS, random_attention
 from models.rollout import class_attention, to_mesh
 from models.training import one_thread
 from tasks.bnas_data import NAME
@@ -75,11 +76,20 @@ class BnasEnsemble:
         numpy.ndarray
             (32, 32, 32) float64 on the grid's k points, mean 1.
         """
-        energies = self._prepare(grid[None])
-        attention = np.mean(
-            [class_attention(net.cpu().attention_weights(energies))[0] for net in self.networks], axis=0
-        )
+        attention = self.patch_attention(grid).mean(axis=0)
         return to_mesh(attention / attention.mean(), grid.shape[-1], method)
+
+    def patch_attention(self, grid: np.ndarray) -> np.ndarray:
+        """Attention rollout of one grid (18, 32, 32, 32) in each network: (networks, p, p, p), sum 1 over patches."""
+        energies = self._prepare(grid[None])
+        with one_thread():
+            maps = [class_attention(network.cpu().attention_weights(energies))[0] for network in self.networks]
+        return np.stack(maps)
+
+    def random_attention(self, grids: np.ndarray, seeds: int = SEEDS) -> np.ndarray:
+        """Rollouts of grids (n, 18, 32, 32, 32) in networks with fresh random weights: (seeds, n, p, p, p)."""
+        with one_thread():
+            return random_attention(self.config, self._prepare(grids), seeds)
 
     def _prepare(self, grids: np.ndarray) -> torch.Tensor:
         return prepare(torch.from_numpy(np.ascontiguousarray(grids, dtype=np.float32)), self.config)

@@ -266,6 +266,22 @@ def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
         return figure
 
 
+def bar_figure(shares: Mapping[str, float], label: str) -> Figure:
+    """A horizontal bar for each name, in the order given, with its number."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 0.8 + 0.32 * len(shares)), layout="constrained")
+        axis = figure.subplots()
+        axis.barh(range(len(shares)), list(shares.values()), height=0.66, color=BLUE)
+        for place, share in enumerate(shares.values()):
+            axis.text(share, place, f" {share:.2f}", va="center", color=INK, fontsize=8.5)
+        axis.set_yticks(range(len(shares)), list(shares))
+        axis.set_ylim(len(shares) - 0.4, -0.6)
+        axis.set_xlim(0, max([*shares.values(), 0.01]) * 1.15)
+        axis.set_xlabel(label)
+        axis.tick_params(left=False)
+        return figure
+
+
 def calibration_figure(points: Sequence[tuple[float, float]], expected: str, observed: str) -> Figure:
     """Observed against expected shares (0 to 1), with the line on which they agree."""
     with mpl.rc_context(STYLE):

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from jinja2 import Environment, StrictUndefined
 from prefect import task
-
 from pymatgen.core import Structure
 
 from tasks.attention import check_attention

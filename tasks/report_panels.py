@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from pymatgen.io.cif import CifWriter
 
+from tasks.attention import AttentionChecks, describe_checks
 from tasks.figures import to_data_url
 from tasks.known import KnownSuperconductors, element_amounts
 from tasks.material_figures import band_figure, crystal_figure, fermi_figure, plane_figure
@@ -51,6 +52,7 @@ class PanelInputs:
     measured: pa.Table
     provenance: Provenance
     versions: Mapping[str, str]
+    attention: Mapping[str, AttentionChecks]
 
 
 def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
@@ -78,6 +80,8 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
     ]
     return {
         "figures": [_figure(f"{name}-{kind}", title, size, CAPTIONS[kind], make) for kind, title, size, make in draw],
+        "attention": attention_rows(inputs.attention[row["material_id"]]),
+        "attention_words": describe_checks(inputs.attention[row["material_id"]]),
         "sites": _sites(structure, weights),
         "nearest": nearest_superconductors(row["formula"], inputs.measured),
         "provenance": trace,
@@ -112,6 +116,19 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
     if row["hazards"]:
         sentences.append(f"Handle with care: {', '.join(row['hazards'])}.")
     return " ".join(sentences)
+
+
+def attention_rows(checks: AttentionChecks) -> list[tuple[str, str]]:
+    """Numbers of the checks of an attention map, as pairs of name and text."""
+    rows = [
+        ("symmetric share of the rollout", checks.symmetry),
+        ("… of shuffled patches", checks.symmetry_shuffled),
+        ("… at most in these patches", checks.symmetry_most),
+        ("… of the band above it", checks.band_symmetry),
+        ("rank correlation with random weights", checks.random_weights),
+        ("… between the trained networks", checks.agreement),
+    ]
+    return [(name, "–" if value is None else f"{value:z.2f}") for name, value in rows]
 
 
 def kelvin_text(value: float) -> str:

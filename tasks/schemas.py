@@ -294,6 +294,13 @@ TRIALS = pa.schema(
     ]
 )
 
+IMPORTANCE = pa.schema(
+    [
+        pa.field("parameter", pa.string(), nullable=False),  # a column of TRIALS
+        pa.field("importance", pa.float64(), nullable=False),  # share of the variance of the loss
+    ]
+)
+
 REJECTED = pa.schema(
     [
         pa.field("item", pa.string(), nullable=False),

@@ -18,10 +18,11 @@ from pymatgen.core.structure import Structure
 from safetensors.torch import load, save
 
 from models.band_features import band_features, forest_predictions
-from models.baselines import regression_baselines
+from models.baselines import describe, regression_baselines
 from models.bnas_training import kelvin, log_labels, predict_images, train_network
 from models.calibration import coverage_curve
-from models.metrics import regression_scores
+from models.fusion import WITH, WITHOUT, fusion_predictions
+from models.metrics import r2_gain, regression_scores
 from models.splits import Fold
 from models.training import TrainingLog, one_thread, resolve_device
 from tasks.bnas_data import (
@@ -135,8 +136,11 @@ def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
     fold, tc = fold_of(labelled, settings, part), labelled.tc_kelvin
     seed = part_seed(settings.seed, part.name)
     found = regression_baselines(labelled.formulas, _structures(url, plan.data), tc, fold, seed)
-    label = forest_predictions(_features(url, plan.data), log_labels(tc), fold.train, fold.test, seed)
-    found[BAND_FOREST] = kelvin(label)
+    features, label = _features(url, plan.data), log_labels(tc)
+    found[BAND_FOREST] = kelvin(forest_predictions(features, label, fold.train, fold.test, seed))
+    materials = describe(labelled.formulas, _structures(url, plan.data))
+    fused = fusion_predictions(materials, features, label, fold, seed)
+    found |= {name: kelvin(values) for name, values in fused.items()}
     Workspace(url).write_table(part.file, as_predictions(labelled, part.split, fold, found))
 
 
@@ -185,6 +189,17 @@ def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[st
     return scores
 
 
+def score_ablation(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
+    """What the bands add to composition and crystal, by split: the gain in R2 of ln(Tc + 1), with its interval."""
+    gains = {}
+    for split in table["split"].unique().to_pylist():
+        rows = table.filter(pc.equal(table["split"], split)).sort_by("material_id")
+        with_bands, without = (rows.filter(pc.equal(rows["model"], model)) for model in (WITH, WITHOUT))
+        predicted = [part["tc_predicted_kelvin"].to_numpy() for part in (with_bands, without)]
+        gains[split] = r2_gain(with_bands["tc_kelvin"].to_numpy(), *predicted, seed=seed).as_json()
+    return gains
+
+
 def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan) -> StageOutcome:
     """Put the parts together: scores, calibration, and the stored model."""
     labelled = read_labelled(workspace)
@@ -194,6 +209,7 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
     scores, positive = score_predictions(table, settings.seed), int((labelled.tc_kelvin > 0).sum())
     metrics = {
         "scores": scores,
+        "bands_add": score_ablation(table, settings.seed),
         "leakage": audit(labelled, folds),
         "calibration": {"split": split, "materials": len(errors), "coverage": coverage_curve(errors, names)},
         "materials": len(labelled.table),

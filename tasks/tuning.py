@@ -24,9 +24,10 @@ from models.training import one_thread
 from tasks.bnas_data import choose_network, labelled_inputs, read_labelled
 from tasks.events import StageEvent, publish
 from tasks.exceptions import InputError
+from tasks.figures import bar_figure, figure_bytes
 from tasks.folds import cross_validations
-from tasks.progress import leave_summary
-from tasks.schemas import TRIALS
+from tasks.progress import leave_figure, leave_summary
+from tasks.schemas import IMPORTANCE, TRIALS
 from tasks.settings import TrainingSettings, TuningSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
 from tasks.workers import close_workers, run_in_worker
@@ -40,6 +41,7 @@ CODE_VERSION = 1
 HELD_BACK_SPLIT = "chemical-system"  # where it is reported; its first fold is held back
 VALIDATION_SHARE = 5  # one part of so many validates: the paper's 4 : 1
 VALIDATIONS = 10  # a trial, evenly over its epochs; after each it may be pruned
+LEAST_TRIALS = 4  # complete ones with different losses, for importances
 STARTUP_TRIALS = 5  # finished before the sampler models the losses and the pruner compares
 
 PARAMETERS = ("depth", "embed_dim", "heads", "mlp_dim", "embed_dropout", "dropout")
@@ -272,13 +274,44 @@ def gather_trials(study: "optuna.Study", settings: TuningSettings) -> StageOutco
     if complete:
         best = min(complete, key=lambda row: (row["loss"], row["trial"]))
         counts |= {"best_trial": best["trial"], "best_loss": round(best["loss"], 4)}
+    importance = pa.Table.from_pylist(importances(study), schema=IMPORTANCE)
     return StageOutcome(
         rows_in=len(finished),
         accounted=len(rows),
-        tables={f"tuning/{settings.study}.parquet": table},
+        tables={f"tuning/{settings.study}.parquet": table, importance_table(settings): importance},
         rejected=rejected,
         counts=counts,
     )
+
+
+def importance_table(settings: TuningSettings) -> str:
+    """Where the importances of a study stand."""
+    return f"tuning/{settings.study}-importance.parquet"
+
+
+def importances(study: "optuna.Study") -> list[dict[str, Any]]:
+    """How much each parameter matters for the loss, most first (IMPORTANCE); empty with too few trials to tell.
+
+    By Optuna's fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014), shares of the variance between complete trials.
+    """
+    import optuna
+
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len({trial.value for trial in complete}) < LEAST_TRIALS:
+        return []
+    found = optuna.importance.get_param_importances(
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), params=list(PARAMETERS)
+    )
+    return [{"parameter": name, "importance": float(share)} for name, share in found.items()]
+
+
+def draw_importances(workspace: Workspace, settings: TuningSettings) -> None:
+    """A bar for each parameter, beside the table and as an artifact of the run."""
+    rows = workspace.read_table(importance_table(settings)).to_pylist()
+    if rows:
+        figure = bar_figure({row["parameter"]: row["importance"] for row in rows}, "share of the variance of the loss")
+        workspace.write_bytes(f"tuning/{settings.study}-importance.svg", figure_bytes(figure))
+        leave_figure("tuning-importance", figure_bytes(figure, "png"), f"{settings.study}: which parameters matter")
 
 
 def _row(trial: Any) -> dict[str, Any]:
@@ -332,4 +365,5 @@ def finish_tuning(
         settings=settings,
         started=started,
     )
+    draw_importances(store, settings)
     return leave_summary(store, report)

@@ -18,6 +18,7 @@ COMMANDS = (
     "jobflow-remote",
     "screen",
     "predict",
+    "explain",
     "report",
     "ui",
     "doctor",

@@ -1,11 +1,13 @@
 """Scores equal scikit-learn's, their intervals cover, and a missing class is told, not a crash."""
 
+import math
+
 import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from models.exceptions import ModelInputError
-from models.metrics import classification_scores, regression_scores
+from models.metrics import classification_scores, r2_gain, regression_scores
 
 GENERATOR = np.random.default_rng(3)
 TC = np.where(np.arange(60) % 3 == 0, 0.0, GENERATOR.exponential(10, 60))
@@ -87,3 +89,18 @@ def test_one_class_has_no_roc_curve_but_a_brier_score() -> None:
 def test_bad_input_is_told(true: list, predicted: list, message: str) -> None:
     with pytest.raises(ModelInputError, match=message):
         regression_scores(np.array(true), np.array(predicted), seed=0)
+
+
+def test_gain_in_r2_is_paired() -> None:
+    """Nearly the same predictions: the difference is far surer than either score."""
+    generator = np.random.default_rng(0)
+    true = generator.uniform(0, 30, 200)
+    noisy = np.maximum(true + generator.normal(0, 3, 200), 0)
+    nearer = noisy + 0.05 * (true - noisy)
+    gain = r2_gain(true, nearer, noisy, seed=0)
+    with_it, without = (regression_scores(true, tc, seed=0)["r2_log_all"] for tc in (nearer, noisy))
+    assert gain.value == pytest.approx(with_it.value - without.value)
+    assert 0 < gain.low < gain.value < gain.high
+    assert gain.high - gain.low < 0.5 * (with_it.high - with_it.low)
+    assert r2_gain(true, noisy, noisy, seed=0).value == 0
+    assert math.isnan(r2_gain(np.ones(3), np.ones(3), np.zeros(3), seed=0).value)

@@ -13,6 +13,7 @@ import pytest
 
 from flows.train_bnas import train_bnas
 from models.exceptions import CheckpointError, ModelInputError, TrainingError
+from models.fusion import WITH, WITHOUT
 from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_labelled
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
@@ -25,7 +26,15 @@ from tests.tasks.grid_workspace import make_grid_workspace
 from tests.tasks.grid_workspaces import bands_row
 
 SETTINGS = TrainingSettings(config="tiny", folds=2, ensemble=2, device="cpu")
-BASELINES = {"mean", "same element set", "nearest composition", "element fractions, network", BAND_FOREST}
+BASELINES = {
+    "mean",
+    "same element set",
+    "nearest composition",
+    "element fractions, network",
+    BAND_FOREST,
+    WITH,
+    WITHOUT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,11 @@ def test_every_model_is_scored_on_every_split_with_intervals(trained: tuple) -> 
             )
     assert all(fold["systems"] == fold["parents"] == 0 for fold in metrics["leakage"]["chemical-system"])
     assert metrics["calibration"]["split"] == "chemical-system"
+    for split, gain in metrics["bands_add"].items():
+        models = metrics["scores"][split]
+        expected = models[WITH]["r2_log_all"]["value"] - models[WITHOUT]["r2_log_all"]["value"]
+        assert gain["value"] == pytest.approx(expected)
+        assert gain["low"] <= gain["value"] <= gain["high"]
 
 
 def test_predictions_are_out_of_fold_and_once_a_material(trained: tuple) -> None:

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from flows.tune import tune
+from flows.tune import tune_bnas as tune
 from models.exceptions import TrainingError
 from tasks.bnas_data import cross_validations, read_labelled
 from tasks.exceptions import InputError
@@ -19,10 +19,13 @@ from tasks.tuning import (
     SPACES,
     finished_trials,
     gather_trials,
+    importance_table,
+    importances,
     open_study,
     plan_trials,
     run_trial,
     storage_url,
+    suggest,
     tuning_fold,
 )
 from tasks.workspace import Workspace
@@ -141,3 +144,20 @@ def test_remote_workspace_needs_a_storage_url() -> None:
     with pytest.raises(InputError, match="give an Optuna storage URL"):
         storage_url(remote, SMALL)
     assert storage_url(remote, SMALL.model_copy(update={"storage": "postgresql://h/db"})) == "postgresql://h/db"
+
+
+def test_importances_name_what_moves_the_loss(workspace: Workspace, prefect_harness: None) -> None:
+    """In a study whose loss is a function of one parameter; and the flow leaves table and picture."""
+    study = optuna.create_study()
+    for number in range(30):
+        trial = study.ask()
+        values = suggest(trial, SPACES["small"])
+        study.tell(trial, values["dropout"] ** 2 + 1e-6 * number)
+    found = {row["parameter"]: row["importance"] for row in importances(study)}
+    assert max(found, key=lambda name: found[name]) == "dropout"
+    assert found["dropout"] > 0.8
+    assert importances(optuna.create_study()) == []
+    settings = TuningSettings(trials=5, epochs=1, space="small", study="shown")
+    tune(workspace.url, settings, TrainingSettings(config="tiny", device="cpu"))
+    assert sum(row["importance"] for row in workspace.read_table(importance_table(settings)).to_pylist()) > 0.99
+    assert workspace.read_bytes("tuning/shown-importance.svg").startswith(b"<?xml")
