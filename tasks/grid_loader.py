@@ -149,7 +149,7 @@ class GridLoader:
                 return [one for one in bands if one]
         grids = torch.empty((len(rows), *self._reader.shape), dtype=torch.float32, pin_memory=gpu)
         for place, row in enumerate(rows):
-            self._reader.grid(int(self._positions[row]), self._checksums[row], grids[place].numpy())
+            self._reader.grid(int(self._positions[row]), grids[place].numpy())
         return grids
 
     def _next(self, epoch: int, rows: NDArray[np.int64], future: "Future[Tensor | list[StarBands]]") -> GridBatch:

@@ -35,7 +35,7 @@ from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_st
 from tasks.uniform_bands import ROW_COLUMNS, UniformBands
 from tasks.workspace import Workspace
 
-GRID_VERSION = 1  # raised when the same bands would give other numbers
+GRID_VERSION = 2  # raised when the same bands would give other numbers
 LABELS = ("parent_id", "supercon_formula", "tc_kelvin", "year_first", "family")
 RETRY_DELAYS = (1.0, 5.0)  # seconds; for storage that fails for a passing reason
 
