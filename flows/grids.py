@@ -45,10 +45,11 @@ def grid_source(
     efermi: float | None = None,
     processes: int = 1,
     mp_bands: MpBandSettings = MpBandSettings(),
+    verify: bool = False,
 ) -> StageReport:
     """Bring the bands of files, and of the Materials Project's table, onto grids in a collection of their own.
 
-    1. list: which band structures the files hold, and which have no grid yet
+    1. list: which band structures the files hold, and which have no grid yet; with ``verify``, damaged shards too
     2. map them over processes, a shard a task
     3. the same for tables, some row groups a task
     4. finish: the index of the collection, and what was refused
@@ -56,7 +57,7 @@ def grid_source(
     started = datetime.now(UTC)
     place = collection(Workspace(workspace), name).url
     files, tables = as_tables(sources)
-    items, chunks = plan_source_grids(place, files, settings)
+    items, chunks = plan_source_grids(place, files, settings, verify)
     if chunks:
         work = {"place": place, "chunk": chunks, "settings": unmapped(settings), "efermi": efermi}
         _map(source_grid_chunk, work, sum(len(chunk.items) for chunk in chunks), len(chunks), processes)

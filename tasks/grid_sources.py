@@ -67,12 +67,12 @@ def collection_name(source: str) -> str:
 
 
 def plan_sources(
-    place: Workspace, sources: Sequence[str], settings: GridSettings
+    place: Workspace, sources: Sequence[str], settings: GridSettings, verify: bool = False
 ) -> tuple[list[BandItem], list[SourceChunk]]:
-    """Everything that the sources hold, and the part of it that has no grid yet, by shards."""
+    """Everything that the sources hold, and the part of it that has no grid yet, by shards; see ``assign_shards``."""
     items = [item for source in sources for item in list_bands(source)]
     wanted = {item.content: item for item in reversed(items)}
-    assigned = assign_shards(place, settings, list(dict.fromkeys(item.content for item in items)))
+    assigned = assign_shards(place, settings, list(dict.fromkeys(item.content for item in items)), verify)
     chunks = [
         SourceChunk(shard=shard, items=tuple(wanted[content] for content in contents))
         for shard, contents in assigned.items()
@@ -201,10 +201,10 @@ def _crystal(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @task(name="list bands", task_run_name="list bands")
 def plan_source_grids(
-    place: str, sources: tuple[str, ...], settings: GridSettings
+    place: str, sources: tuple[str, ...], settings: GridSettings, verify: bool = False
 ) -> tuple[list[BandItem], list[SourceChunk]]:
     """What the sources hold, and what of it has no grid; see ``plan_sources``."""
-    return plan_sources(Workspace(place), sources, settings)
+    return plan_sources(Workspace(place), sources, settings, verify)
 
 
 @task(name="grid chunk", task_run_name="grid chunk {chunk.shard}", retries=2, retry_delay_seconds=list(RETRY_DELAYS))

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from tasks.band_sources import bands_from_pymatgen, list_bands, load_bands
-from tasks.exceptions import InputError
+from tasks.exceptions import InputError, WorkspaceError
 from tasks.grid_sources import collection, index_sources, make_source_chunk, plan_sources
 from tasks.grids import make_grid
 from tasks.schemas import BANDS
 from tasks.settings import GridSettings
-from tasks.shards import read_grids
+from tasks.shards import read_grids, shard_object
 from tasks.superband_grids import read_superband_material
 from tasks.tight_binding import write_wannier90_hr
 from tasks.tight_binding_models import one_band_cuprate
@@ -184,3 +184,18 @@ def test_command(folder, tmp_path):
     assert report.counts["grids"] == 3
     assert grid_source(str(tmp_path / "w"), (str(folder),), "mine", SETTINGS).reused
     assert "--collection" in CliRunner().invoke(app, ["grid", "--help"]).output
+
+
+def test_a_damaged_shard_of_a_collection_is_made_again(place, folder):
+    run(place, folder)
+    before = read_grids(place)[1]
+    damaged = place.local(shard_object(0))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(bytes(data))
+    with pytest.raises(WorkspaceError, match="is damaged"):
+        read_grids(place)
+    assert plan_sources(place, [str(folder)], SETTINGS)[1] == []
+    [chunk] = plan_sources(place, [str(folder)], SETTINGS, verify=True)[1]
+    assert make_source_chunk(place, chunk, SETTINGS) == len(chunk.items)
+    assert np.array_equal(read_grids(place)[1], before)
