@@ -75,8 +75,10 @@ class _Fitted:
 
 def interpolate_crossings(
     bands: UniformBands, count: int, mesh: Sequence[int], star_ratio: float
-) -> tuple[Floats, Integers]:
-    """The bands nearest E_F on a mesh, crossings kept; parameters and result as in ``interpolate_bands``.
+) -> tuple[Floats, Integers, float]:
+    """The bands nearest E_F on a mesh, crossings kept; parameters as in ``interpolate_bands``.
+
+    Returns its result, and the estimated error as ``NearestBands.error_ev``.
 
     The same numbers come out each time, for the starts of the search are drawn with a fixed seed. Crystals of low
     symmetry and large cells, where a model would take too long, get the plain interpolant.
@@ -87,11 +89,11 @@ def interpolate_crossings(
         As ``interpolate_bands``. A model that does not help is no error.
     """
     found = fit_bands(bands, count, mesh, star_ratio)
-    energies = found.fit.on_mesh(mesh)
+    energies, left_out = found.fit.on_mesh(mesh), found.fit.left_out.copy()
     numbers, leaders = _mesh_stars(mesh, found.rotations)
     model = ModelHamiltonian(bands.lattice, bands.coords, bands.species)
     if len(leaders) * (len(model.waves(np.zeros(3))) + model.n_orbitals) ** 3 > MOST_WORK:
-        return energies, found.rows
+        return energies, found.rows, found.error_ev()
     for spin in range(bands.energies.shape[0]):
         mine = np.flatnonzero(found.rows // bands.energies.shape[1] == spin)
         coarse = _inequivalent(bands, spin, found.rotations)
@@ -110,7 +112,8 @@ def interpolate_crossings(
         on_fine = best.energies(leaders, chosen)[:, numbers].reshape(-1, *mesh)
         energies[mine[modelled]] = fit.on_mesh(mesh) + on_fine
         energies[mine] = np.sort(energies[mine], axis=0)
-    return energies, found.rows
+        left_out[mine[modelled]] = fit.left_out
+    return energies, found.rows, found.error_ev(left_out)
 
 
 def _inequivalent(bands: UniformBands, spin: int, rotations: Integers) -> _Coarse:

@@ -66,6 +66,8 @@ class Grid:
         How many channels hold a band.
     stars
         The coefficients that the energies come from; None where they come from elsewhere.
+    error_ev
+        Estimated error of the interpolation (``NearestBands.error_ev``); None where nothing was interpolated.
     """
 
     energies: Grids
@@ -73,6 +75,7 @@ class Grid:
     first_band: int
     real_bands: int
     stars: StarBands | None = None
+    error_ev: float | None = None
 
 
 def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
@@ -87,11 +90,11 @@ def make_grid(bands: UniformBands, settings: GridSettings) -> Grid:
 
     with threadpool_limits(1):
         if settings.method == "model":
-            energies, _ = interpolate_crossings(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
-            return grid_of(energies, settings)
+            energies, _, error = interpolate_crossings(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
+            return replace(grid_of(energies, settings), error_ev=error)
         found = fit_bands(bands, settings.bands, (settings.mesh,) * 3, settings.star_ratio)
         grid = grid_of(found.fit.on_mesh((settings.mesh,) * 3), settings)
-    return replace(grid, stars=found.star_bands(grid.first_band))
+    return replace(grid, stars=found.star_bands(grid.first_band), error_ev=found.error_ev())
 
 
 def grid_of(energies: Floats, settings: GridSettings) -> Grid:
@@ -188,7 +191,8 @@ def store_grids(workspace: Workspace, shard: int, made: Sequence[tuple[SlotRecor
     """
     slots = []
     for slot, grid in made:
-        numbers = {name: getattr(grid, name) for name in ("crossing_bands", "first_band", "real_bands")} if grid else {}
+        names = ("crossing_bands", "first_band", "real_bands", "error_ev") if grid else ()
+        numbers = {name: getattr(grid, name) for name in names}
         slots.append(slot.model_copy(update=numbers))
     grids, stars = zip(*((grid.energies, grid.stars) if grid else (None, None) for _slot, grid in made), strict=True)
     write_shard(workspace, shard, grids, slots, stars)

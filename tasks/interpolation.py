@@ -23,6 +23,8 @@ from tasks.uniform_bands import UniformBands, select_bands
 ROUGHNESS = (0.75, 0.75)  # C1 and C2 of Pickett, Krakauer and Allen, as in BoltzTraP2
 MARGIN = 4  # bands fitted beyond those wanted, since means on the coarse and the fine grid differ
 EXACT_EV = 1e-4  # largest miss of the interpolant at a coarse k point
+NEAR_EV = 3.0  # energies nearer to E_F than this make the estimated error
+LEFT_OUT_RATIO = 2.9  # 2.5 to 3.6 for Al, Nb, MgB2 and NbN on two grids each, against direct DFT (docs/grids.md)
 MAX_DOUBLINGS = 3  # of the number of stars, where a miss is larger
 
 
@@ -38,11 +40,14 @@ class StarFit:
         (n_vectors,) star that each vector belongs to.
     coefficients
         (n_bands, n_stars) real, eV: a band is the sum over stars of coefficient times the mean plane wave of the star.
+    left_out
+        (n_bands, n_k) eV: what the fit through all other k points misses at each of those it goes through.
     """
 
     vectors: Integers
     star: Integers
     coefficients: Floats
+    left_out: Floats
 
     def on_mesh(self, mesh: Sequence[int]) -> Floats:
         """Energies (n_bands, n_1, n_2, n_3) in eV on the k points (i / n_1, j / n_2, l / n_3), float64."""
@@ -83,11 +88,34 @@ class NearestBands:
         (n_bands,) which bands of ``UniformBands.pooled`` they are.
     rotations
         (n, 3, 3) integers, acting on lattice vectors, that make each star of one vector.
+    coarse
+        (n_bands, n_k) eV relative to E_F, what the fit goes through.
+    shares
+        (n_k,) part of the coarse grid that each of these k points stands for.
     """
 
     fit: StarFit
     rows: Integers
     rotations: Integers
+    coarse: Floats
+    shares: Floats
+
+    def error_ev(self, left_out: Floats | None = None) -> float:
+        """Estimated root mean square error between the coarse points, of energies within 3 eV of E_F, in eV.
+
+        From what is missed at each coarse point by a fit without it (or ``left_out``, of another fit). That is
+        ``LEFT_OUT_RATIO`` times too much, since the other points are further away there than from a point of the finer
+        mesh. Without an energy in the window, all count.
+        """
+        missed = self.fit.left_out if left_out is None else left_out
+        weights = np.where(np.abs(self.coarse) <= NEAR_EV, self.shares, 0.0)
+        weights = weights if weights.any() else np.broadcast_to(self.shares, missed.shape)
+        return float(np.sqrt(np.average(missed**2, weights=weights))) / LEFT_OUT_RATIO
+
+    def some(self, numbers: Integers) -> "NearestBands":
+        """Only these of the bands, in this order."""
+        fit = replace(self.fit, coefficients=self.fit.coefficients[numbers], left_out=self.fit.left_out[numbers])
+        return replace(self, fit=fit, rows=self.rows[numbers], coarse=self.coarse[numbers])
 
     def star_bands(self, first_band: int = 0) -> StarBands:
         """The coefficients for storage, float32."""
@@ -166,11 +194,13 @@ def fit_stars(
     right = np.concatenate([energies.T, np.zeros((1, len(energies)))])
     try:
         solution = np.linalg.solve(system, right)
+        # Residuals with each point left out, all from one inverse: Dubrule, J. Int. Assoc. Math. Geol. 15, 687 (1983)
+        left_out = solution[:count].T / np.diag(np.linalg.inv(system))[:count]
     except np.linalg.LinAlgError:
-        return StarFit(vectors, star, np.zeros((len(energies), len(stars)))), np.inf
+        return StarFit(vectors, star, np.zeros((len(energies), len(stars))), np.zeros(energies.shape)), np.inf
     coefficients = np.concatenate([solution[count:], weighted.T @ solution[:count]]).T
     miss = float(np.abs(coefficients @ waves.T - energies).max())
-    return StarFit(vectors, star, coefficients), miss if np.isfinite(miss) else np.inf
+    return StarFit(vectors, star, coefficients, left_out), miss if np.isfinite(miss) else np.inf
 
 
 def _mean_waves(vectors: Integers, star: Integers, points: Integers, modulus: int) -> Floats:
@@ -229,17 +259,17 @@ def fit_bands(bands: UniformBands, count: int, mesh: Sequence[int], star_ratio: 
     fitted = count + MARGIN
     while True:
         candidates = np.sort(coarse[:fitted])
-        fit, rotations = _fit_candidates(bands, candidates, star_ratio)
-        means = fit.means(mesh)
+        found = _fit_candidates(bands, candidates, star_ratio)
+        means = found.fit.means(mesh)
         chosen = select_bands(means, count)
         outside = np.abs(bands.means[coarse[fitted:]]).min(initial=np.inf)
         drift = np.abs(means - bands.means[candidates]).max()
         if outside - drift > np.abs(means[chosen]).max():
-            return NearestBands(replace(fit, coefficients=fit.coefficients[chosen]), candidates[chosen], rotations)
+            return found.some(chosen)
         fitted *= 2
 
 
-def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> tuple[StarFit, Integers]:
+def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> NearestBands:
     """Fit through all coarse energies of the rows, with more stars where the usual number does not do."""
     points, rotations = bands.symmetric_kpoints(rows)
     numbers, leaders = points.stars(rotations)
@@ -248,9 +278,10 @@ def _fit_candidates(bands: UniformBands, rows: Integers, star_ratio: float) -> t
     order = np.argsort(points.codes(points.points), kind="stable")  # sums in one order, whatever the list's
     numbers, listed = numbers[order], bands.pooled[np.ix_(rows, order)]
     energies = np.stack([np.bincount(numbers, weights=band) for band in listed]) / np.bincount(numbers)
+    shares = np.bincount(numbers, weights=bands.weights[order]).astype(np.float64)
     fit, miss = fit_smoothly(bands.lattice, rotations, leaders, points.modulus, energies, star_ratio)
     if miss <= EXACT_EV:
-        return fit, rotations
+        return NearestBands(fit, rows, rotations, energies, shares)
     raise InputError(
         f"Bands of {bands.material_id}: the interpolant misses the coarse energies by {miss:.2g} eV "
         f"with {fit.coefficients.shape[1]} stars"

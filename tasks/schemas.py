@@ -152,6 +152,7 @@ GRID_INDEX = pa.schema(
         pa.field("crossing_bands", pa.int32(), nullable=False),  # of the 18, how many cross E_F on the grid
         pa.field("first_band", pa.int32(), nullable=False),  # channel of the first real band; above 0 where padded
         pa.field("real_bands", pa.int32(), nullable=False),
+        pa.field("error_ev", pa.float64()),  # estimated rms error of the interpolation near E_F; null: none was needed
         pa.field("bands_hash", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),  # of the float32 grid's bytes
     ]
@@ -275,6 +276,42 @@ S2S = pa.schema(
         pa.field("sites", pa.int32(), nullable=False),
         pa.field("structure_hash", pa.string(), nullable=False),
         _structure,
+    ]
+)
+
+DENSITIES_BY_TC = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),  # range of the measured Tc, or predicted above 10 K
+        pa.field("materials", pa.int32(), nullable=False),  # whose mean it is
+        pa.field("energy_ev", pa.float64(), nullable=False),  # relative to E_F
+        pa.field("s", pa.float64()),  # states per eV and atom, both spins; null where no material's energies reach
+        pa.field("p", pa.float64()),
+        pa.field("d", pa.float64()),
+    ]
+)
+
+PAIRS = pa.schema(  # a row is a compound of the BNAS paper's Table I and a grid of it, or one without a grid
+    [
+        pa.field("pair", pa.int32(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),  # as printed
+        pa.field("space_group", pa.string(), nullable=False),  # as printed
+        pa.field("pressure_gpa", pa.float64(), nullable=False),
+        pa.field("superconductor", pa.bool_(), nullable=False),  # measured
+        pa.field("tc_measured_kelvin", pa.float64()),  # null: measured without superconductivity
+        pa.field("tc_published_kelvin", pa.float64(), nullable=False),  # predicted in the paper
+        pa.field("published_bound", pa.bool_(), nullable=False),  # true: less than that
+        pa.field("found", pa.bool_(), nullable=False),  # whether there is a grid
+        pa.field("material_id", pa.string()),
+        pa.field("collection", pa.string()),  # null: the workspace's own grids
+        pa.field("material_space_group", pa.string()),  # null: no crystal is stored
+        pa.field("tc_kelvin", pa.float64()),  # BNAS, as in CANDIDATES
+        pa.field("tc_low_kelvin", pa.float64()),
+        pa.field("tc_high_kelvin", pa.float64()),
+        pa.field("tc_image_spread_kelvin", pa.float64()),
+        pa.field("tc_held_out_kelvin", pa.float64()),  # by networks that had not seen it; null: it was not trained on
+        pa.field("trained_on", pa.bool_()),  # the material or its composition; null: not predicted
+        pa.field("bnas_version", pa.string(), nullable=False),
+        pa.field("note", pa.string()),  # what is not certain, or missing
     ]
 )
 

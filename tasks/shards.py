@@ -43,6 +43,7 @@ class SlotRecord(BaseModel):
     crossing_bands: int = 0
     first_band: int = 0
     real_bands: int = 0
+    error_ev: float | None = None
     sha256: str = ""
     refusal: str = ""
 

@@ -146,7 +146,7 @@ def from_table(table: Path, count: int, seed: int, settings: GridSettings) -> No
         for method in (interpolate_bands, interpolate_crossings):
             begin = time.process_time()
             try:
-                energies, listed = method(half, settings.bands, mesh, settings.star_ratio)
+                energies, listed, *_ = method(half, settings.bands, mesh, settings.star_ratio)
             except InputError:  # every second point is no grid of this symmetry
                 break
             places = tuple((np.rint(whole.kpoints * whole.grid).astype(int) % whole.grid).T)
@@ -191,7 +191,7 @@ def main() -> None:
             theirs, chosen = published_bands(to_pymatgen(bands), settings)
             theirs = np.roll(theirs, MESH // 2, axis=(1, 2, 3))
             begin = time.process_time()
-            modelled, same = interpolate_crossings(bands, settings.bands, (MESH,) * 3, settings.star_ratio)
+            modelled, same, _ = interpolate_crossings(bands, settings.bands, (MESH,) * 3, settings.star_ratio)
             seconds = time.process_time() - begin
             ways = {
                 "ours": (energies + bands.efermi, rows),

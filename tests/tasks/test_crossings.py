@@ -9,7 +9,7 @@ from tasks import crossings
 from tasks.crossings import interpolate_crossings
 from tasks.exceptions import InputError
 from tasks.grids import make_grid
-from tasks.interpolation import interpolate_bands
+from tasks.interpolation import fit_bands, interpolate_bands
 from tasks.settings import GridSettings, Settings
 from tests.tasks.lattice_models import (
     FCC,
@@ -45,7 +45,7 @@ def both():
 
 
 def test_crossings_are_kept(both):
-    energies, rows = both
+    energies, rows, error = both
     exact = np.concatenate([free_electrons(FCC, mesh_points(MESH), 5) + 0.3 * spin for spin in range(2)])[rows] - EFERMI
     plain, same = interpolate_bands(empty_lattice(spins=2), 10, MESH, 5)
     assert same.tolist() == rows.tolist()
@@ -53,10 +53,11 @@ def test_crossings_are_kept(both):
     errors = [np.sqrt(((found - exact)[near] ** 2).mean()) for found in (energies, plain)]
     assert errors[1] > 0.1
     assert errors[0] < errors[1] / 10
+    assert error < fit_bands(empty_lattice(spins=2), 10, MESH, 5).error_ev() / 3
 
 
 def test_coarse_energies_are_kept(both):
-    energies, rows = both
+    energies, rows, _ = both
     bands = empty_lattice(spins=2)
     places = tuple(np.rint(bands.kpoints * MESH).astype(int).T % 16)
     np.testing.assert_allclose(energies[(slice(None), *places)], bands.pooled[rows], atol=1e-4)
@@ -65,14 +66,14 @@ def test_coarse_energies_are_kept(both):
 def test_a_smooth_band_is_not_made_worse(monkeypatch):
     monkeypatch.setattr(crossings, "GOOD_EV", (np.inf,))
     bands = lattice_bands(SIMPLE_CUBIC, (8, 8, 8), [0.5], species=("Na",))
-    energies, _ = interpolate_crossings(bands, 1, MESH, 5)
+    energies, _, _ = interpolate_crossings(bands, 1, MESH, 5)
     assert np.abs(energies[0] - tight_binding(SIMPLE_CUBIC, mesh_points(MESH), 0.5, 0.5)).max() < 1e-3
 
 
 def test_what_would_take_too_long_is_left_to_star_functions(monkeypatch):
     monkeypatch.setattr(crossings, "MOST_WORK", 1.0)
     bands = empty_lattice()
-    energies, rows = interpolate_crossings(bands, 3, MESH, 5)
+    energies, rows, _ = interpolate_crossings(bands, 3, MESH, 5)
     plain, same = interpolate_bands(bands, 3, MESH, 5)
     assert np.array_equal(energies, plain)
     assert np.array_equal(rows, same)

@@ -99,6 +99,7 @@ def test_index_has_labels_and_the_arrays_order(workspace):
     assert {name: rows["m001"][name] for name in label} == label
     assert (rows["m002"]["tc_kelvin"], rows["m002"]["parent_id"]) == (None, "m002-parent")
     assert rows["m001"]["real_bands"] == 2
+    assert 0 < rows["m001"]["error_ev"] < 0.1, "estimated, of a smooth band"
     assert rows["m001"]["first_band"] == 8
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.exceptions import InputError
-from tasks.interpolation import build_stars, fit_stars, interpolate_bands
+from tasks.interpolation import build_stars, fit_bands, fit_stars, interpolate_bands
 from tasks.kpoints import point_group
 from tasks.uniform_bands import UniformBands
 from tests.tasks.lattice_models import (
@@ -247,3 +247,40 @@ def test_non_symmorphic_crystals_keep_their_full_class(shared_data, formula, spa
     )  # equivalent points differ by the code's noise
     points, rotations = bands.symmetric_kpoints(rows)
     assert len(points.stars(rotations)[1]) < len(bands.kpoints)
+
+
+def test_left_out_points_are_those_of_fits_without_them():
+    """One inverse says what a fit without each point would miss there."""
+    bands = lattice_bands(FCC, (6, 6, 6), [0.0, 1.0])
+    points, rotations = bands.symmetric_kpoints(np.arange(2))
+    numbers, leaders = points.stars(rotations)
+    energies = bands.pooled[:, np.unique(numbers, return_index=True)[1]]
+    stars = build_stars(bands.lattice, rotations, 5 * len(leaders))
+    whole, _ = fit_stars(bands.lattice, stars, leaders, points.modulus, energies)
+    for place in range(len(leaders)):
+        kept = np.arange(len(leaders)) != place
+        without, _ = fit_stars(bands.lattice, stars, leaders[kept], points.modulus, energies[:, kept])
+        missed = energies[:, place] - without.at(leaders[[place]], points.modulus)[:, 0]
+        np.testing.assert_allclose(whole.left_out[:, place], missed, rtol=1e-6, atol=1e-9)
+
+
+def test_the_estimated_error_follows_the_true_one():
+    """Free electrons have kinks at the zone's boundary, as sorted bands have where they cross."""
+    found = []
+    for divisions in (4, 6, 8, 12):
+        kpoints, weights = coarse_points(SIMPLE_CUBIC, (divisions,) * 3)
+        bands = replace(
+            lattice_bands(SIMPLE_CUBIC, (divisions,) * 3, [0.0]),
+            kpoints=kpoints,
+            weights=weights,
+            energies=free_electrons(SIMPLE_CUBIC, kpoints, 3)[None],
+            efermi=5.0,
+        )
+        fitted = fit_bands(bands, 3, MESH, 5)
+        exact = free_electrons(SIMPLE_CUBIC, mesh_points(MESH), 3) - 5.0
+        near = np.abs(exact) <= 3
+        true = np.sqrt(np.mean((fitted.fit.on_mesh(MESH) - exact)[near] ** 2))
+        found.append((fitted.error_ev(), true))
+    estimated, true = np.array(found).T
+    assert (np.diff(estimated) < 0).all()
+    assert ((estimated / true > 1 / 3) & (estimated / true < 3)).all()
