@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a network and judge it on held-out folds. Example: meissner train bnas --epochs 50")
 app.add_typer(train, name="train", no_args_is_help=True)
+pretrain = typer.Typer(help="Learn from grids without labels. Example: meissner pretrain bnas --collection mp")
+app.add_typer(pretrain, name="pretrain", no_args_is_help=True)
 retry = typer.Typer(help="Start again what failed. Example: meissner retry failed --reason converge")
 app.add_typer(retry, name="retry", no_args_is_help=True)
 
@@ -36,6 +38,9 @@ app.add_typer(tune, name="tune", no_args_is_help=True)
 
 explain = typer.Typer(help="Show what a network looks at. Example: meissner explain bnas vasprun.xml --output why")
 app.add_typer(explain, name="explain", no_args_is_help=True)
+
+validate = typer.Typer(help="Predict what the papers report on. Example: meissner validate pairs")
+app.add_typer(validate, name="validate", no_args_is_help=True)
 
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="starter, or a TOML file of settings")]
 Place = Annotated[str | None, typer.Option("--workspace", "-w", help="Folder or URL that holds everything made")]
@@ -167,10 +172,40 @@ def train_bnas(
     seed: Seed = None,
     device: Device = None,
     devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from pre-trained weights: latest, a version, or none")
+    ] = None,
 ) -> None:
     """Bands to Tc. Example: meissner train bnas --config paper --device cuda"""
     choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
-    _train("bnas", profile, workspace, data, **choices, splits=split or None, devices=devices)
+    _train("bnas", profile, workspace, data, **choices, splits=split or None, devices=devices, pretrained=pretrained)
+
+
+@pretrain.command("bnas")
+def pretrain_bnas(
+    profile: Profile = None,
+    workspace: Place = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Collection whose grids are learnt from, not the workspace's")
+    ] = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    share: Annotated[float | None, typer.Option(help="Share of the patches that are hidden")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, hidden patches and batches")] = None,
+    device: Device = None,
+) -> None:
+    """Hidden patches of bands, restored. Example: meissner pretrain bnas --collection mp --config paper"""
+    choices = {"config": config, "epochs": epochs, "share": share, "seed": seed, "device": device}
+    settings = _settings(profile, workspace=workspace, pretraining=choices)
+    with _run(settings, ("pretrain-bnas",)) as (place, console):
+        from flows.pretrain_bnas import pretrain_bnas as flow
+
+        found = flow(settings.workspace, settings.pretraining, collection).counts
+    console.print(
+        f"Error on hidden patches of {found['held_out']} held-out materials: {found['error']}; the visible mean "
+        f"{found['visible mean']}, the training mean {found['training mean']}"
+    )
+    console.print(f"The weights: {_location(place, 'models/bnas-pretraining')}/{found['version']}")
 
 
 @train.command("s2snet")
@@ -272,6 +307,7 @@ def grid(
         list[str] | None,
         typer.Argument(help="Bands: vasprun.xml, _hr.dat, JSON, Parquet; files, folders or zips; mp or mp:COPY"),
     ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="The same; may be repeated")] = None,
     profile: Profile = None,
     workspace: Place = None,
     collection: Annotated[
@@ -283,9 +319,10 @@ def grid(
     elements: Annotated[str | None, typer.Option(help="Only crystals of mp that hold all of these: Nb,Ti")] = None,
     ids: Annotated[str | None, typer.Option(help="File of task ids of mp, one a line")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many materials of mp")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every shard of the workspace's grids")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every shard, and make damaged ones again")] = False,
 ) -> None:
     """Bring bands onto grids, of the workspace or of files. Example: meissner grid runs/ --collection mine"""
+    sources = [*(sources or ()), *(source or ())]
     symbols = elements.split(",") if elements else None
     mp_bands = {"max_gap_ev": max_gap, "elements": symbols, "ids": ids, "limit": limit}
     _check_choices(mp_bands, sources)
@@ -297,7 +334,14 @@ def grid(
             flows.grids(settings.workspace, settings.grid, settings.processes, verify)
             return
         report = flows.grid_source(
-            settings.workspace, tuple(sources), collection, settings.grid, efermi, settings.processes, settings.mp_bands
+            settings.workspace,
+            tuple(sources),
+            collection,
+            settings.grid,
+            efermi,
+            settings.processes,
+            settings.mp_bands,
+            verify,
         )
     where = place.path(f"collections/{collection}")
     console.print(f"{report.counts['grids']} grids, {report.rows_refused} refused, in {where}")
@@ -366,6 +410,22 @@ def explain_bnas(
     place = Workspace(_settings(profile, workspace=workspace).workspace)
     found, files = explain_material(place, material, output, None if band is None else band - 1, _point(point))
     print_explanation(Console(), found, files)
+
+
+@validate.command("pairs")
+def validate_pairs(profile: Profile = None, workspace: Place = None) -> None:
+    """Table I of the BNAS paper: four pairs, one of each a superconductor. Example: meissner validate pairs"""
+    from flows.display import print_pairs
+
+    settings = _settings(profile, workspace=workspace)
+    with _run(settings, ("validate-pairs",)) as (place, console):
+        from flows.validate import pairs as flow
+        from tasks.validation import OUTPUT, check_found
+
+        found = flow(settings.workspace)
+    print_pairs(console, place)
+    console.print(f"The table: {_location(place, OUTPUT)}", soft_wrap=True)
+    check_found(found, place)
 
 
 @app.command()

@@ -285,6 +285,40 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         console.print(table)
 
 
+def print_pairs(console: Console, workspace: Workspace) -> None:
+    """Print the compounds of Table I beside what was predicted here, then what is missing for the others."""
+    from tasks.validation import OUTPUT, count_pairs
+
+    found = workspace.read_table(OUTPUT)
+    rows = found.to_pylist()
+    table = Table(title="Table I of the BNAS paper, Tc in kelvin", title_justify="left")
+    for heading in ("pair", "compound", "space group"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("measured", "published", "here", "interval", "held out"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("material")
+    for row in rows:
+        name = row["formula"] + (f", {row['pressure_gpa']:g} GPa" if row["pressure_gpa"] else "")
+        measured = f"{row['tc_measured_kelvin']:g}" if row["superconductor"] else "none"
+        published = f"{'< ' if row['published_bound'] else ''}{row['tc_published_kelvin']:g}"
+        held_out = "" if row["tc_held_out_kelvin"] is None else f"{row['tc_held_out_kelvin']:.2f}"
+        numbers = ["-", "", held_out]
+        if row["found"]:
+            numbers[:2] = f"{row['tc_kelvin']:.2f}", f"{row['tc_low_kelvin']:.1f} to {row['tc_high_kelvin']:.1f}"
+        place = f"{row['collection']}: " if row["collection"] else ""
+        material = f"{place}{row['material_id']}" if row["found"] else ""
+        table.add_row(str(row["pair"]), name, row["space_group"], measured, published, *numbers, material)
+    console.print(table)
+    counts = count_pairs(found)
+    if counts["pairs"]:
+        whole = f"{counts['pairs_in_order']} of {counts['pairs']} pairs with both bands"
+        console.print(f"In {whole} the superconductor has the higher Tc.", soft_wrap=True)
+    for row in rows:
+        if row["note"]:
+            pressure = f" at {row['pressure_gpa']:g} GPa" if row["pressure_gpa"] else ""
+            console.print(f"{row['formula']}{pressure}: {row['note']}", highlight=False, markup=False, soft_wrap=True)
+
+
 EXPLAINED = {
     "symmetry": "symmetric share of the rollout, 0 to 1",
     "symmetry_shuffled": "… of shuffled patches",

@@ -127,7 +127,7 @@ class Bnas(nn.Module):
 
     def forward(self, energies: Tensor) -> Tensor:
         """Predict (B,) ln(Tc/K + 1); ModelInputError for a wrong shape."""
-        x_BTD = self._embed(energies)
+        x_BTD = self.with_positions(self.embed(energies))
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return torch.as_tensor(self.output(self.norm(x_BTD[:, 0])).squeeze(-1))
@@ -144,20 +144,24 @@ class Bnas(nn.Module):
 
         Without dropout: call it in evaluation mode.
         """
-        x_BTD, weights = self._embed(energies), []
+        x_BTD, weights = self.with_positions(self.embed(energies)), []
         for block in self.blocks:
             weights.append(block.attention.weights(x_BTD))
             x_BTD = block(x_BTD)
         return weights
 
-    def _embed(self, energies: Tensor) -> Tensor:
+    def embed(self, energies: Tensor) -> Tensor:
+        """Tokens of the patches, (B, T - 1, D), in ``patchify``'s order; ModelInputError for a wrong shape."""
         config = self.config
         if energies.shape[1:] != (config.bands, *(config.mesh,) * 3):
             wanted = f"(samples, {config.bands}, {config.mesh}, {config.mesh}, {config.mesh})"
             raise ModelInputError(f"This BNAS takes energies of shape {wanted}, not {tuple(energies.shape)}")
-        x_BTD = self.embedding(patchify(energies, config.patch))
-        x_BTD = torch.cat((self.class_token.expand(len(x_BTD), -1, -1), x_BTD), dim=1) + self.positions
-        return torch.as_tensor(self.embed_dropout(x_BTD))
+        return torch.as_tensor(self.embedding(patchify(energies, config.patch)))
+
+    def with_positions(self, patches_BTD: Tensor) -> Tensor:
+        """What the blocks take, (B, T, D): the class token before those of the patches, and where each stands."""
+        class_BTD = self.class_token.expand(len(patches_BTD), -1, -1)
+        return torch.as_tensor(self.embed_dropout(torch.cat((class_BTD, patches_BTD), dim=1) + self.positions))
 
     def _start_as_published(self) -> None:
         """Kaiming-normal matrices and standard-normal vectors, as the authors' code does."""

@@ -61,7 +61,8 @@ def symmetric_share(values: ArrayLike, rotations: ArrayLike) -> float | None:
     It is the variance over the k points of the symmetrised values, divided by that of the values themselves; the
     same number is the square of Pearson's correlation of the two, and 1 minus their mean-square difference in units
     of the variance, because averaging over a group is a projection. 1: the values have the full symmetry. 0: nothing
-    is left of the pattern when the images are averaged. None for values that are all equal (FLAT), which have no pattern.
+    is left of the pattern when the images are averaged. None for values that are all equal
+    (FLAT), which have no pattern.
 
     A map in patches cannot reach 1 (``patch_symmetry``): a patch starts at its first point and is not centred, so
     that its image is not a patch.

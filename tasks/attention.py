@@ -135,7 +135,7 @@ def patch_table(maps: NDArray, random: NDArray, mesh: int) -> list[dict[str, Any
     class token's attention (sum 1 over the patches), the share in units of the mean, the spread over the networks, and
     the mean share in random networks.
     """
-    side, mean = maps.shape[-1], maps.mean(axis=0)
+    side, mean, spread, untrained = maps.shape[-1], maps.mean(axis=0), maps.std(axis=0), random.mean(axis=0)
     width = mesh // side
     rows = []
     for place in itertools.product(range(side), repeat=3):
@@ -143,7 +143,7 @@ def patch_table(maps: NDArray, random: NDArray, mesh: int) -> list[dict[str, Any
         for axis, number in zip("xyz", place, strict=True):
             row |= {f"k{axis}_first": number * width / mesh, f"k{axis}_last": ((number + 1) * width - 1) / mesh}
         row |= {"share": float(mean[place]), "times_mean": float(mean[place] / mean.mean())}
-        row |= {"spread_of_networks": float(maps[:, *place].std()), "share_random": float(random[:, *place].mean())}
+        row |= {"spread_of_networks": float(spread[place]), "share_random": float(untrained[place])}
         rows.append({name: round(value, 6) for name, value in row.items()})
     return sorted(rows, key=lambda row: -row["share"])
 
@@ -308,7 +308,7 @@ def _check(maps: NDArray, random: NDArray, grid: NDArray, structure: Structure |
         **_check_symmetry(mean, grid[band], structure),
         random_weights=_rounded(float(np.mean(each)) if each else None),
         random_weights_each=tuple(round(value, 4) for value in each),
-        agreement=_rounded(mean_agreement(maps)),
+        agreement=_rounded(mean_agreement(list(maps))),
         networks=len(maps),
     )
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from models.bnas import CONFIGS, BnasConfig, prepare
 from models.splits import Fold
 from models.training import Recipe, resolve_device
+from tasks.bnas_pretraining import choose_pretrained
 from tasks.exceptions import InputError
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
@@ -49,6 +50,7 @@ class TrainingPlan(BaseModel):
     data: str
     config: BnasConfig
     recipe: Recipe
+    pretrained: str | None = None
     folds: tuple[Part, ...]
     baselines: tuple[Part, ...]
     members: tuple[Part, ...]
@@ -94,10 +96,12 @@ def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:
     resolve_device(settings.device)
     labelled = read_labelled(workspace)
     config, recipe = choose_network(settings)
+    pretrained = choose_pretrained(workspace, settings.pretrained, config)
     folds = cross_validations(labelled, settings)
     audit(labelled, folds)
     data = labelled.fingerprint
     asked = {"network": config.model_dump(), "recipe": recipe.model_dump(), "splits": settings.splits}
+    asked |= {"pretrained": pretrained} if pretrained else {}
     version = model_version(
         data=data,
         config=asked | {"folds": settings.folds, "ensemble": settings.ensemble},
@@ -111,6 +115,7 @@ def make_plan(workspace: Workspace, settings: TrainingSettings) -> TrainingPlan:
         data=data,
         config=config,
         recipe=recipe,
+        pretrained=pretrained,
         folds=tuple(Part(kind="fold", split=s, number=n, file=f"{folder}/{s}-{n}.parquet") for s, n in keys),
         baselines=tuple(
             Part(kind="baselines", split=s, number=n, file=f"{folder}/{s}-{n}-baselines.parquet") for s, n in keys

@@ -31,7 +31,6 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
 INK, QUIET, FAINT = "#1b2530", "#5b6875", "#c9d1d9"
 ORBITAL_COLOURS = {"s": BLUE, "p": ORANGE, "d": GREEN}
 TC_TICKS = (0, 1, 3, 10, 30, 100)
-TC_RANGES = {"below 1 K": (0, 1), "1 to 10 K": (1, 10), "above 10 K": (10, np.inf)}
 LAST_ELEMENT = 103
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -153,30 +152,35 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
         return figure
 
 
-def dos_figure(groups: Mapping[str, tuple[NDArray, NDArray]], energies: NDArray) -> Figure:
-    """Mean s, p and d densities of states of groups of materials.
+def dos_figure(groups: Mapping[str, tuple[int, NDArray]], energies: NDArray) -> Figure:
+    """Mean s, p and d densities of states of groups of materials, a panel a group.
 
     Parameters
     ----------
     groups
-        By name, the mean densities (3, n_energies) in states per eV and atom in the order s, p, d, and the number of
-        materials as an array of size 1.
+        By name, the number of materials, and their mean densities (3, n_energies) in states per eV and atom in the
+        order s, p, d.
     energies
         (n_energies,) eV relative to E_F.
     """
-    styles = [(SKY, "-"), (BLUE, "-"), (VERMILION, "-"), (PURPLE, "--")]
+    columns = min(len(groups), 2)
+    rows = -(-len(groups) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-        axes = figure.subplots(1, 3, sharex=True)
-        for axis, orbital, row in zip(axes, "spd", range(3), strict=True):
-            for (name, (densities, count)), (colour, line) in zip(groups.items(), styles, strict=False):
-                label = f"{name} ({int(count)})"
-                axis.plot(energies, densities[row], color=colour, linestyle=line, linewidth=1.4, label=label)
+        figure = Figure(figsize=(4.6 * columns, 0.4 + 2.7 * rows), layout="constrained")
+        axes = np.atleast_2d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
+        for axis, (name, (count, densities)) in zip(axes.flat, groups.items(), strict=False):
+            for orbital, density in zip("spd", densities, strict=True):
+                axis.plot(energies, density, color=ORBITAL_COLOURS[orbital], linewidth=1.5, label=f"{orbital} states")
             axis.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
-            axis.set(title=f"{orbital} states", xlabel="$E - E_F$ (eV)", xlim=(energies[0], energies[-1]))
-            axis.set_ylim(bottom=0)
-        axes[0].set_ylabel("mean density (states / eV / atom)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8.5)
+            axis.set(title=f"{name} ({count})", xlim=(energies[0], energies[-1]))
+            axis.xaxis.set_tick_params(labelbottom=True)
+        for axis in axes.flat[len(groups) :]:
+            axis.remove()
+        axes.flat[0].set_ylim(bottom=0)
+        for axis in axes.flat[max(0, len(groups) - columns) : len(groups)]:
+            axis.set_xlabel("$E - E_F$ (eV)")
+        figure.supylabel("mean density (states / eV / atom)", fontsize=STYLE["font.size"])
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8.5)
         return figure
 
 
@@ -208,22 +212,6 @@ def element_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
         bar.ax.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         bar.ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         return figure
-
-
-def mean_densities(
-    tables: Sequence[Mapping[str, Any]], energies: NDArray
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean s, p, d densities per atom over materials on common energies: (3, n_energies), and how many.
-
-    ``tables`` are rows of BANDS with ``sites`` and ``dos_…``; rows without densities are left out.
-    """
-    known = [row for row in tables if row["dos_energies"] is not None and len(row["dos_energies"])]
-    total = np.zeros((3, len(energies)))
-    for row in known:
-        for place, orbital in enumerate("spd"):
-            density = np.interp(energies, row["dos_energies"], row[f"dos_{orbital}"])
-            total[place] += density / row["sites"]
-    return total / max(len(known), 1), np.array(len(known))
 
 
 def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:

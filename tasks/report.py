@@ -1,11 +1,13 @@
 """The report: one page that needs no network, with honest scores first, and the files that go with it.
 
 ``report/index.html`` holds plotly once and all figures; ``candidates.csv`` all rows; ``structures/`` the crystals of
-the first candidates; ``provenance.json`` the way from source to number of each of them.
+the first candidates; ``provenance.json`` the way from source to number of each of them; ``figures/`` the densities of
+states by Tc, drawn and as numbers.
 """
 
 import io
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.parquet
 from jinja2 import Environment, StrictUndefined
 from prefect import task
 from pymatgen.core import Structure
@@ -20,6 +23,8 @@ from pymatgen.core import Structure
 from tasks.attention import check_attention
 from tasks.bands import read_bands
 from tasks.bnas_ensemble import load_bnas
+from tasks.densities import MeanDensities, densities_table
+from tasks.figures import figure_bytes
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.report_data import Provenance, label_noise, read_refusals, read_scores, read_stages
 from tasks.report_panels import PanelInputs, make_panel
@@ -28,7 +33,9 @@ from tasks.report_sections import (
     LIMITS,
     candidate_row,
     chemistry_section,
+    draw_densities,
     facts,
+    report_densities,
     score_section,
     stage_row,
 )
@@ -43,6 +50,7 @@ CODE_VERSION = 2
 STAGE = "report"
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
+DENSITIES = f"{FOLDER}/figures/dos_by_tc"  # .svg and .parquet
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
 MAX_ROWS = 3000  # rows of the page's table; a browser sorts so many at once without a pause
@@ -76,11 +84,12 @@ def build_report(workspace: Workspace, settings: ReportSettings, advance: Advanc
     measured = workspace.read_table(SUPERCONDUCTORS)
     top = candidates.filter(pc.is_valid(candidates["rank"])).slice(0, settings.top).to_pylist()
     panels = _make_panels(workspace, top, Provenance(workspace, bands, index), bands, measured, advance)
-    page = render_page(
-        _general_context(workspace, candidates, bands, index, measured) | {"panels": panels, **_table(candidates, top)}
-    )
+    densities = report_densities(bands, index, candidates)
+    general = _general_context(workspace, candidates, densities, index, measured)
+    page = render_page(general | {"panels": panels, **_table(candidates, top)})
     return {
         PAGE: page.encode(),
+        **_density_files(densities),
         f"{FOLDER}/candidates.csv": _as_csv(candidates),
         f"{FOLDER}/provenance.json": json.dumps(
             {panel["row"]["material_id"]: panel["provenance"] for panel in panels}, indent=1, default=str
@@ -143,7 +152,11 @@ def _make_panels(
 
 
 def _general_context(
-    workspace: Workspace, candidates: pa.Table, bands: pa.Table, index: pa.Table, measured: pa.Table
+    workspace: Workspace,
+    candidates: pa.Table,
+    densities: Mapping[str, MeanDensities],
+    index: pa.Table,
+    measured: pa.Table,
 ) -> dict[str, Any]:
     """What the page says about the whole run."""
     stages = read_stages(workspace)
@@ -165,7 +178,7 @@ def _general_context(
         ],
         "networks": [score_section(network) for network in networks],
         "noise": label_noise(measured, labels),
-        "chemistry": chemistry_section(candidates, measured, bands, index),
+        "chemistry": chemistry_section(candidates, measured, densities),
         "stages": [stage_row(stage) for stage in stages],
         "refusals": read_refusals(workspace, stages),
         "facts": facts(networks, stages, workspace.url),
@@ -183,6 +196,18 @@ def _table(candidates: pa.Table, top: list[dict[str, Any]]) -> dict[str, Any]:
         "columns": COLUMNS,
         "rows": [candidate_row(row, row["material_id"] in shown) for row in rows],
         "omitted": max(0, len(candidates) - MAX_ROWS),
+    }
+
+
+def _density_files(densities: Mapping[str, MeanDensities]) -> dict[str, bytes]:
+    """The figure of densities of states by Tc and its numbers; nothing where no material has densities."""
+    if not densities:
+        return {}
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(densities_table(densities), sink, compression="zstd")
+    return {
+        f"{DENSITIES}.svg": figure_bytes(draw_densities(densities)),
+        f"{DENSITIES}.parquet": sink.getvalue().to_pybytes(),
     }
 
 
@@ -212,7 +237,7 @@ def write_report(workspace: str, settings: ReportSettings) -> StageReport:
             made = build_report(store, settings, advance)
         for name, content in made.items():
             store.write_bytes(name, content)
-        for old in set(store.list(f"{FOLDER}/structures/*.cif")) - set(made):
+        for old in {*store.list(f"{FOLDER}/structures/*.cif"), *store.list(f"{DENSITIES}.*")} - set(made):
             store.remove(old)
         counts = {"panels": panels, "page_megabytes": round(len(made[PAGE]) / 1e6, 2)}
         return StageOutcome(len(candidates), len(candidates), counts=counts, files=list(made))

@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.figure import Figure
 
+from tasks.densities import ENERGIES, HIGH_KELVIN, MeanDensities, densities_by_tc
 from tasks.figures import (
-    TC_RANGES,
     dos_figure,
     element_figure,
-    mean_densities,
     to_data_url,
 )
 from tasks.known import CLASSES, element_amounts
@@ -20,8 +19,6 @@ from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.stages import StageReport
 from tasks.training_figures import own_predictions, training_figures
 
-DOS_ENERGIES = np.linspace(-8, 5, 261)  # eV relative to E_F
-HIGH_TC_KELVIN = 10.0
 TASKS = {"bnas": "bands to Tc", "s2snet": "crystal structure to superconductor or not"}
 COLUMNS = (
     ("rank", "rank", "number", "1 is best; known materials and abstentions have none"),
@@ -91,8 +88,21 @@ def candidate_row(row: Mapping[str, Any], has_panel: bool) -> dict[str, Any]:
     }
 
 
+def report_densities(bands: pa.Table, index: pa.Table, candidates: pa.Table) -> dict[str, MeanDensities]:
+    """Mean densities of states by the measured Tc of the labelled materials and the predicted one of the ranked."""
+    labels = dict(zip(index["material_id"].to_pylist(), index["tc_kelvin"].to_pylist(), strict=True))
+    ranked = candidates.filter(pc.is_valid(candidates["rank"]))
+    predicted = dict(zip(ranked["material_id"].to_pylist(), ranked["tc_kelvin"].to_pylist(), strict=True))
+    return densities_by_tc(bands, labels, predicted)
+
+
+def draw_densities(densities: Mapping[str, MeanDensities]) -> Figure:
+    """The figure of mean densities of states by critical temperature."""
+    return dos_figure({name: (mean.materials, mean.densities) for name, mean in densities.items()}, ENERGIES)
+
+
 def chemistry_section(
-    candidates: pa.Table, measured: pa.Table, bands: pa.Table, index: pa.Table
+    candidates: pa.Table, measured: pa.Table, densities: Mapping[str, MeanDensities]
 ) -> list[dict[str, Any]]:
     """Element frequencies and mean densities of states."""
     figures = []
@@ -106,15 +116,13 @@ def chemistry_section(
             groups[f"Candidates that both networks call superconductors ({len(chosen)})"] = element_shares(chosen)
         caption = "Share of the compositions that hold each element, in per cent, on one colour scale."
         figures.append(_picture("Which elements", element_figure(groups), caption))
-    densities = _densities_by_tc(bands, index, ranked)
     if densities:
         caption = (
-            "Mean s, p and d densities of states per atom, by measured Tc of superconductors, and of the ranked "
-            f"candidates above {HIGH_TC_KELVIN:g} K where there are any. In brackets: the number of materials."
+            "Mean s, p and d densities of states per atom of superconductors, by measured Tc, and of the ranked "
+            f"candidates that BNAS predicts above {HIGH_KELVIN:g} K where there are any. In brackets: the number of "
+            "materials with densities. GPAW's p parts of transition metals are too large: compare ranges, not orbitals."
         )
-        figures.append(
-            _picture("Densities of states by critical temperature", dos_figure(densities, DOS_ENERGIES), caption)
-        )
+        figures.append(_picture("Densities of states by critical temperature", draw_densities(densities), caption))
     return figures
 
 
@@ -158,18 +166,6 @@ def _cell(network: NetworkScores, split: str, model: str, metric: Metric) -> dic
         return None
     texts = {name: f"{getattr(score, name):z.{metric.digits}f}" for name in ("value", "low", "high")}
     return texts | {"best": network.best(split, metric) == model}
-
-
-def _densities_by_tc(bands: pa.Table, index: pa.Table, ranked: pa.Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    labels = dict(zip(index["material_id"].to_pylist(), index["tc_kelvin"].to_pylist(), strict=True))
-    hot = ranked.filter(pc.greater(ranked["tc_kelvin"], HIGH_TC_KELVIN))["material_id"].to_pylist()
-    rows = bands.to_pylist()
-    groups = {}
-    for name, (low, high) in TC_RANGES.items():
-        groups[name] = [row for row in rows if (tc := labels.get(row["material_id"])) and low < tc and low <= tc < high]
-    groups["candidates above 10 K"] = [row for row in rows if row["material_id"] in set(hot)]
-    means = {name: mean_densities(members, DOS_ENERGIES) for name, members in groups.items()}
-    return {name: (densities, count) for name, (densities, count) in means.items() if count}
 
 
 def _picture(title: str, figure: Any, caption: str) -> dict[str, Any]:

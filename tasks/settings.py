@@ -252,6 +252,20 @@ class TrainingSettings(StepSettings):
     seed: int = Field(0, description="Seed of initial weights, folds and batches")
     device: str = Field("auto", description="auto, cpu or cuda")
     devices: int = Field(1, ge=1, description="BNAS: GPUs (or processes of a CPU) that share each training")
+    pretrained: str | None = Field(
+        None, description="BNAS: pre-trained weights to start from: latest, a version, or none"
+    )
+
+
+class PretrainingSettings(StepSettings):
+    """Pre-training of BNAS on grids without labels: hidden patches are restored."""
+
+    config: str = Field("starter", description="Named network and recipe: starter or paper")
+    epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
+    share: float = Field(0.6, gt=0, lt=1, description="Share of the patches that are hidden, in pairs of k and -k")
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the chemical systems held out for the error told")
+    seed: int = Field(0, description="Seed of initial weights, hidden patches and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
 
 
 class AuditSettings(StepSettings):
@@ -349,6 +363,7 @@ class Settings(BaseSettings):
     grid: GridSettings = GridSettings()
     mp_bands: MpBandSettings = MpBandSettings()
     bnas: TrainingSettings = TrainingSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
     s2snet: TrainingSettings = TrainingSettings()
     audit: AuditSettings = AuditSettings()
     s2s: S2sSettings = S2sSettings()

@@ -37,6 +37,8 @@ from tasks.bnas_data import (
     read_labelled,
 )
 from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residuals, load_bnas
+from tasks.bnas_pretraining import NAME as PRETRAINING
+from tasks.bnas_pretraining import pretrained_weights, pretraining_config
 from tasks.events import StageEvent, publish
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
@@ -93,6 +95,7 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
             inputs[torch.from_numpy(train)],
             labelled.tc_kelvin[train],
             held_out=(inputs[torch.from_numpy(fold.test)], labelled.tc_kelvin[fold.test]) if fold else None,
+            start=pretrained_weights(workspace, plan.pretrained) if plan.pretrained else None,
             device=settings.device,
             devices=settings.devices,
             checkpoint=checkpoint,
@@ -200,6 +203,18 @@ def score_ablation(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
     return gains
 
 
+def seen_in_pretraining(workspace: Workspace, plan: TrainingPlan, table: pa.Table) -> dict[str, Any]:
+    """How many test materials of each split the pre-training has learnt from, without their labels."""
+    if plan.pretrained is None:
+        return {}
+    known = set(pretraining_config(workspace, plan.pretrained)["material_ids"])
+    own = table.filter(pc.equal(table["model"], NAME)).select(["split", "material_id"]).to_pylist()
+    seen = dict.fromkeys(table["split"].unique().to_pylist(), 0)
+    for row in own:
+        seen[row["split"]] += row["material_id"] in known
+    return {"pretraining": {"name": PRETRAINING, "version": plan.pretrained, "test_materials_seen": seen}}
+
+
 def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan) -> StageOutcome:
     """Put the parts together: scores, calibration, and the stored model."""
     labelled = read_labelled(workspace)
@@ -214,12 +229,14 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
         "calibration": {"split": split, "materials": len(errors), "coverage": coverage_curve(errors, names)},
         "materials": len(labelled.table),
         "superconductors": positive,
+        **seen_in_pretraining(workspace, plan, table),
     }
     config = {
         "network": plan.config.model_dump(),
         "recipe": plan.recipe.model_dump(),
         "settings": settings.model_dump(mode="json"),
         "data": plan.data,
+        "pretrained": plan.pretrained,
         "code_version": CODE_VERSION,
     }
     files = save_model(

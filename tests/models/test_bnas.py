@@ -128,7 +128,7 @@ def test_attention_weights_are_those_of_the_fused_kernel() -> None:
     weights = network.attention_weights(energies)
     assert [tuple(w.shape) for w in weights] == [(2, 3, 9, 9)] * 2
     assert torch.allclose(weights[0].sum(-1), torch.ones(2, 3, 9))
-    tokens = network._embed(energies)
+    tokens = network.with_positions(network.embed(energies))
     attention = network.blocks[0].attention
     _, _, values = attention._project(tokens)
     by_hand = attention.to_out((weights[0] @ values).transpose(1, 2).flatten(2))

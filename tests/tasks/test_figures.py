@@ -134,14 +134,6 @@ def test_a_crystal_moved_by_a_lattice_vector_looks_the_same():
     np.testing.assert_allclose(one.data[-1].x, other.data[-1].x, atol=1e-3)
 
 
-def test_mean_densities_are_per_atom_and_skip_unknown_ones():
-    energies = np.linspace(-1, 1, 5)
-    row = {"dos_energies": [-1, 1], "dos_s": [2, 2], "dos_p": [4, 4], "dos_d": [0, 0], "sites": 2}
-    mean, count = figures.mean_densities([row, row | {"dos_energies": None}], energies)
-    np.testing.assert_allclose(mean, np.array([1, 2, 0])[:, None] * np.ones(5))
-    assert count == 1
-
-
 SCORES = {
     "random": {"BNAS": Interval(0.8, 0.7, 0.9), "mean": Interval(-3, -9, 0)},
     "other": {"mean": Interval(0.1, 0, 0.2)},
@@ -152,7 +144,9 @@ ALL_FIGURES = {
     "scores": lambda: figures.score_figure(SCORES, "BNAS", "R2"),
     "roc": lambda: figures.roc_figure({"Random": {"S2SNet": LABELS, "mean": LABELS}}, "S2SNet"),
     "roc of one class": lambda: figures.roc_figure({"Random": {"S2SNet": (np.ones(3), np.ones(3))}}, "S2SNet"),
-    "dos": lambda: figures.dos_figure({"all": (np.ones((3, 9)), np.array(4))}, np.linspace(-1, 1, 9)),
+    "dos": lambda: figures.dos_figure(
+        {"all": (4, np.ones((3, 9))), "one": (1, np.ones((3, 9)))}, np.linspace(-1, 1, 9)
+    ),
     "elements": lambda: figures.element_figure({"Known": {"Nb": 0.5, "La": 0.1, "U": 0.1}, "New": {}}),
     "no elements": lambda: figures.element_figure({"Known": {}}),
 }

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from markupsafe import escape
 from pymatgen.core import Structure
 
+from tasks.attention import check_attention, describe_checks
+from tasks.bnas_ensemble import load_bnas
 from tasks.exceptions import MissingStageError
 from tasks.figures import Interval
 from tasks.report import PAGE, build_report, write_report
@@ -21,6 +24,7 @@ from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.schemas import CANDIDATES, SUPERCONDUCTORS
 from tasks.screening import RESULT
 from tasks.settings import ReportSettings
+from tasks.shards import read_grids
 from tasks.workspace import Workspace
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -94,6 +98,17 @@ def test_each_panel_has_its_figures_and_they_are_plotly_json(page: str):
     assert len(found) == 3 * TOP
     for _, document in found:
         assert json.loads(document)["data"]
+
+
+def test_each_panel_says_what_its_attention_map_is_worth(text: str, screened: Workspace):
+    assert text.count("What the attention map is worth") == TOP
+    assert text.count("rank correlation with random weights</th><td>") == TOP
+    row = screened.read_table(RESULT).to_pylist()[0]
+    grid = read_grids(screened, [row["material_id"]])[1]
+    structure = Structure.from_str(row["structure"], fmt="json")
+    (checks,) = check_attention(load_bnas(screened), grid, [structure])
+    assert f"symmetric share of the rollout</th><td>{checks.symmetry:.2f}</td>" in text
+    assert str(escape(describe_checks(checks)[0])) in text
 
 
 def test_files_beside_the_page_can_be_read(files: dict[str, bytes], screened: Workspace):
