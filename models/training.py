@@ -11,11 +11,12 @@ import hashlib
 import logging
 import math
 import multiprocessing
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -168,22 +169,24 @@ def fit(
     if place == "cuda" and devices > torch.cuda.device_count():
         raise TrainingError(f"{devices} devices are asked for, but PyTorch finds {torch.cuda.device_count()} here")
     fabric = Fabric(accelerator=place, devices=devices, strategy="ddp_spawn", precision=recipe.precision)
-    with _forwarded(advance) as queue:
-        state, log = fabric.launch(
-            partial(_fit_rank, given=(network.cpu(), loss, batches, recipe, extras), queue=queue)
-        )
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    given = (network.cpu(), loss, batches, recipe, extras)
+    with tempfile.TemporaryDirectory() as folder, _forwarded(advance) as queue:
+        answer = Path(folder) / "answer.pt"  # a file, since Lightning's queue stands still beyond 64 kB
+        fabric.launch(partial(_fit_rank, given=given, queue=queue, answer=answer))
+        found = torch.load(answer, weights_only=True)
+    network.load_state_dict(found["network"])
     network.eval()
-    return log
+    return TrainingLog(**found["log"])
 
 
-def _fit_rank(fabric: Any, given: tuple[Any, ...], queue: Any) -> tuple[dict[str, Any], TrainingLog]:
+def _fit_rank(fabric: Any, given: tuple[Any, ...], queue: Any, answer: Path) -> None:
     """What each process of a distributed training does; the first one's answer counts."""
     shared, loss, batches, recipe, extras = given
     network = copy.deepcopy(shared)  # what comes from the parent lies in memory that the processes share
     with one_thread() if fabric.device.type == "cpu" else contextlib.nullcontext():
         log = _fit(fabric, network, loss, batches, recipe, extras, queue.put, None)
-    return {name: value.cpu().numpy() for name, value in network.state_dict().items()}, log
+    if fabric.is_global_zero:
+        torch.save({"network": network.cpu().state_dict(), "log": asdict(log)}, answer)
 
 
 @contextlib.contextmanager

@@ -272,7 +272,8 @@ class Exact:
 @pytest.mark.slow
 def test_several_devices_train_as_one(tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"at_once": 3, "average": 0.8})
-    one, two = (build(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)), seed=1) for _ in range(2))
+    wide = 8000  # 160 kB of weights: more than a pipe holds
+    one, two = (build(lambda: nn.Sequential(nn.Linear(4, wide), nn.Linear(wide, 1)), seed=1) for _ in range(2))
     alone = fit(one, loss, Exact(), recipe, device="cpu")
     steps: list[int] = []
     extras = Extras(tmp_path / "c.pt", validate=error_at_zero, curves=tmp_path / "curves")
