@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 from pymatgen.core import Element
 
@@ -69,7 +70,7 @@ def parity_figure(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
         the label that BNAS learns.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.1 * len(panels), 4.0), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(panels), 4.3), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         values = [np.asarray(array, dtype=float) for pair in panels.values() for array in pair]
         top = max((float(array.max()) for array in values if array.size), default=1.0) * 1.15 + 0.5
@@ -77,7 +78,7 @@ def parity_figure(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
             axis.plot([0, top], [0, top], color=FAINT, linewidth=1.2, zorder=0)
             axis.scatter(measured, predicted, s=15, color=BLUE, alpha=0.55, linewidths=0)
             _tc_axes(axis, top)
-            axis.set_title(f"{title} ({len(np.asarray(measured))} materials)")
+            axis.set_title(f"{title}\n({len(np.asarray(measured))} materials)")
             axis.set_xlabel("measured $T_c$ (K)")
         axes[0].set_ylabel("predicted $T_c$ (K), held out")
         return figure
@@ -95,7 +96,7 @@ def score_figure(splits: Mapping[str, Mapping[str, Interval]], network: str, lab
     """
     models = sorted({name for scores in splits.values() for name in scores}, key=lambda name: (name != network, name))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.1 * len(splits), 0.9 + 0.36 * len(models)), layout="constrained")
+        figure = Figure(figsize=(2.6 + 3.2 * len(splits), 0.9 + 0.36 * len(models)), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(splits), sharey=True, sharex=True))
         for axis, (split, scores) in zip(axes, splits.items(), strict=True):
             for place, model in enumerate(models):
@@ -126,7 +127,7 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
 
     others = [GREEN, PURPLE, ORANGE, SKY, BLUE, YELLOW, QUIET, INK]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.1 * len(panels), 4.0), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(panels), 4.3), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
@@ -249,6 +250,9 @@ def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
             )
             named.add(name)
         axis.set(xlabel="epoch", ylabel="loss (dashed: held out)", yscale="log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:g}"))
         axis.grid(color=FAINT, linewidth=0.5)
         axis.legend(fontsize=8.5)
         return figure

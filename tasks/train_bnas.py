@@ -21,7 +21,7 @@ from models.band_features import band_features, forest_predictions
 from models.baselines import describe, regression_baselines
 from models.bnas_training import kelvin, log_labels, predict_images, train_network
 from models.calibration import coverage_curve
-from models.fusion import WITH, WITHOUT, fusion_predictions
+from models.fusion import FUSION, TWINS, fusion_predictions
 from models.metrics import r2_gain, regression_scores
 from models.splits import Fold
 from models.training import TrainingLog, one_thread, resolve_device
@@ -142,8 +142,7 @@ def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
     features, label = _features(url, plan.data), log_labels(tc)
     found[BAND_FOREST] = kelvin(forest_predictions(features, label, fold.train, fold.test, seed))
     materials = describe(labelled.formulas, _structures(url, plan.data))
-    fused = fusion_predictions(materials, features, label, fold, seed)
-    found |= {name: kelvin(values) for name, values in fused.items()}
+    found[FUSION] = kelvin(fusion_predictions(materials, features, label, fold, seed))
     Workspace(url).write_table(part.file, as_predictions(labelled, part.split, fold, found))
 
 
@@ -197,7 +196,8 @@ def score_ablation(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
     gains = {}
     for split in table["split"].unique().to_pylist():
         rows = table.filter(pc.equal(table["split"], split)).sort_by("material_id")
-        with_bands, without = (rows.filter(pc.equal(rows["model"], model)) for model in (WITH, WITHOUT))
+        twin = next(name for name in TWINS if name in set(rows["model"].to_pylist()))
+        with_bands, without = (rows.filter(pc.equal(rows["model"], model)) for model in (FUSION, twin))
         predicted = [part["tc_predicted_kelvin"].to_numpy() for part in (with_bands, without)]
         gains[split] = r2_gain(with_bands["tc_kelvin"].to_numpy(), *predicted, seed=seed).as_json()
     return gains

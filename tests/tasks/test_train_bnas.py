@@ -13,7 +13,7 @@ import pytest
 
 from flows.train_bnas import train_bnas
 from models.exceptions import CheckpointError, ModelInputError, TrainingError
-from models.fusion import WITH, WITHOUT
+from models.fusion import FUSION, TWINS
 from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_labelled
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
@@ -32,8 +32,7 @@ BASELINES = {
     "nearest composition",
     "element fractions, network",
     BAND_FOREST,
-    WITH,
-    WITHOUT,
+    FUSION,
 }
 
 
@@ -64,7 +63,7 @@ def test_every_model_is_scored_on_every_split_with_intervals(trained: tuple) -> 
     assert metrics["calibration"]["split"] == "chemical-system"
     for split, gain in metrics["bands_add"].items():
         models = metrics["scores"][split]
-        expected = models[WITH]["r2_log_all"]["value"] - models[WITHOUT]["r2_log_all"]["value"]
+        expected = models[FUSION]["r2_log_all"]["value"] - models[TWINS[1]]["r2_log_all"]["value"]
         assert gain["value"] == pytest.approx(expected)
         assert gain["low"] <= gain["value"] <= gain["high"]
 
