@@ -207,10 +207,12 @@ def collections_of(workspace: Workspace) -> list[Workspace]:
 
 
 def read_crystal(workspace: Workspace, material_id: str) -> Structure | None:
-    """The crystal that a material's bands belong to; None where none is stored, as in a collection."""
+    """The crystal that a material's bands belong to; None where none is stored, as with a tight-binding model."""
     if not workspace.exists(ORDERED_TABLE):
         return None
-    table = read_bands(workspace, ["material_id", "structure"])
+    columns = ["material_id", "structure"]
+    has_bands = bool(workspace.list("bands/*.parquet"))  # a collection has none, only the crystals beside its grids
+    table = read_bands(workspace, columns) if has_bands else workspace.read_table(ORDERED_TABLE, columns)
     rows = table.filter(pc.equal(table["material_id"], pa.scalar(material_id)))["structure"].to_pylist()
     return Structure.from_str(rows[0], fmt="json") if rows else None
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.bnas import CONFIGS, Bnas
 from models.bnas_training import GridBatches, squared_error
 from models.training import fit
-from tests.models.test_bnas import load_vit_3d
+from tests.models.test_bnas import make_vit
 
 SAMPLES, EPOCHS = 59_376, 700  # the paper's
 FORWARD_FLOP = 4.68e9  # a sample, published network; a training step costs three times as much
@@ -65,32 +65,12 @@ def plain_loop(network: nn.Module, grids: Tensor, labels: Tensor, batch: int) ->
         loss.item()
 
 
-def published_network() -> nn.Module:
-    """vit_pytorch's model with the published optimum."""
-    config = CONFIGS["paper"][0]
-    return load_vit_3d().ViT(
-        image_size=config.mesh,
-        image_patch_size=config.patch,
-        frames=config.mesh,
-        frame_patch_size=config.patch,
-        num_classes=1,
-        dim=config.embed_dim,
-        depth=config.depth,
-        heads=config.heads,
-        dim_head=config.head_dim,
-        mlp_dim=config.mlp_dim,
-        channels=config.bands,
-        dropout=config.dropout,
-        emb_dropout=config.embed_dropout,
-    )
-
-
 def on_cpu(batch: int, steps: int) -> None:
     config, recipe = CONFIGS["paper"]
     recipe = recipe.model_copy(update={"epochs": 1, "batch_size": batch, "learning_rate": 1e-4, "images": "one"})
     grids, labels = torch.randn(batch * steps, config.bands, *(config.mesh,) * 3), torch.rand(batch * steps)
     rate = matrix_rate(2048, torch.float32, "cpu")
-    theirs, ours = published_network(), Bnas(config)
+    theirs, ours = make_vit(config), Bnas(config)
     plain = seconds_of(lambda: plain_loop(theirs, grids, labels, batch)) / steps
     fitted = seconds_of(lambda: fit(ours, squared_error, GridBatches(grids, labels), recipe, device="cpu")) / steps
     share = 3 * FORWARD_FLOP * batch / fitted / rate

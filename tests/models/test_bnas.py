@@ -34,6 +34,25 @@ def load_vit_3d() -> ModuleType:
     return module
 
 
+def make_vit(config: BnasConfig) -> nn.Module:
+    """``vit_pytorch``'s network of the same sizes."""
+    return load_vit_3d().ViT(
+        image_size=config.mesh,
+        image_patch_size=config.patch,
+        frames=config.mesh,
+        frame_patch_size=config.patch,
+        num_classes=1,
+        dim=config.embed_dim,
+        depth=config.depth,
+        heads=config.heads,
+        dim_head=config.head_dim,
+        mlp_dim=config.mlp_dim,
+        channels=config.bands,
+        dropout=config.dropout,
+        emb_dropout=config.embed_dropout,
+    )
+
+
 def as_vit_names(name: str) -> str:
     """Our parameter's name to the one in ``vit_3d.ViT``."""
     start = {
@@ -54,21 +73,7 @@ def as_vit_names(name: str) -> str:
 
 @pytest.mark.parametrize("config", [SMALL, BnasConfig()], ids=["small", "published"])
 def test_equals_vit_pytorch_with_the_same_weights(config: BnasConfig) -> None:
-    theirs = load_vit_3d().ViT(
-        image_size=config.mesh,
-        image_patch_size=config.patch,
-        frames=config.mesh,
-        frame_patch_size=config.patch,
-        num_classes=1,
-        dim=config.embed_dim,
-        depth=config.depth,
-        heads=config.heads,
-        dim_head=config.head_dim,
-        mlp_dim=config.mlp_dim,
-        channels=config.bands,
-        dropout=config.dropout,
-        emb_dropout=config.embed_dropout,
-    )
+    theirs = make_vit(config)
     ours = build(lambda: Bnas(config), 0)
     theirs.load_state_dict({as_vit_names(name): value for name, value in ours.state_dict().items()})
     energies = 3 * torch.randn(2, config.bands, config.mesh, config.mesh, config.mesh)

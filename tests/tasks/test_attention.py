@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -27,9 +28,11 @@ from tasks.attention import (
     explain_material,
     find_sample,
     random_weights_control,
+    read_crystal,
 )
 from tasks.bnas_ensemble import BnasEnsemble, load_bnas
 from tasks.exceptions import InputError, MissingStageError
+from tasks.grid_sources import collection, index_sources, make_source_chunk, plan_sources
 from tasks.grids import make_grid
 from tasks.material_figures import nearest_band
 from tasks.settings import GridSettings
@@ -37,6 +40,7 @@ from tasks.shards import read_grids
 from tasks.uniform_bands import UniformBands
 from tasks.workspace import Workspace
 from tests.conftest import STARTER
+from tests.tasks.test_bands import make_row
 from tests.tasks.vasprun_files import write_vasprun
 
 
@@ -224,3 +228,17 @@ def test_the_command_prints_numbers_and_what_they_mean(screened: Workspace, tmp_
     assert str(tmp_path / "why" / "patches.csv") in shown
     assert command(name, *options, "--point", "0,0") == 2
     assert "'0,0' is not three fractional coordinates" in capsys.readouterr().err
+
+
+def test_a_collection_keeps_the_crystals_of_its_bands(tmp_path):
+    place = collection(Workspace(tmp_path), "mine")
+    pq.write_table(pa.Table.from_pylist([make_row("Al-225")]), tmp_path / "table.parquet")
+    grid_settings = GridSettings(mesh=8)
+    items, [chunk] = plan_sources(place, [str(tmp_path / "table.parquet")], grid_settings)
+    make_source_chunk(place, chunk, grid_settings)
+    for name, table in index_sources(place, items).tables.items():
+        place.write_table(name, table)
+    found = read_crystal(place, "Al-225")
+    assert found is not None
+    assert found.matches(Structure.from_str(make_row("Al-225")["structure"], fmt="json"))
+    assert read_crystal(place, "absent") is None
