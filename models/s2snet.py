@@ -19,6 +19,7 @@ Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,6 +70,11 @@ class S2SNetConfig(BaseModel):
     lattice: Literal["lengths", "matrix", "volume", "none"] = Field("lengths", description="P lengths, C matrix")
     composition: bool = Field(False, description="Join composition descriptors at the head (ours)")
     head_layers: Literal[2, 4] = Field(2, description="Fully connected layers at the end (P 2, C 4)")
+
+    @property
+    def by_orbits(self) -> bool:
+        """Whether equal atoms get equal embeddings, so that one of each orbit is enough (``orbit_graph``)."""
+        return (self.positions, self.attention) == ("environment", "periodic") and self.lattice in {"volume", "none"}
 
 
 class NamedConfig(NamedTuple):
@@ -235,13 +241,14 @@ class Set2Set(nn.Module):
         self.steps = steps
         self.lstm = nn.LSTMCell(2 * width, width)
 
-    def forward(self, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) items, of which (B, N) ``mask`` are true, to (B, 2 D): the last query and what it read."""
+    def forward(self, items: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) items, each (B, N) ``counts`` times there, to (B, 2 D): the last query and what it read."""
+        often = counts.to(items.dtype).log()
         query = cell = items.new_zeros(items.shape[0], items.shape[2])
         summary = torch.cat([query, query], dim=1)
         for _ in range(self.steps):
             query, cell = self.lstm(summary, (query, cell))
-            scores = torch.einsum("bnd,bd->bn", items, query).masked_fill(~mask, -torch.inf)
+            scores = torch.einsum("bnd,bd->bn", items, query) + often
             summary = torch.cat([query, torch.einsum("bn,bnd->bd", scores.softmax(dim=1), items)], dim=1)
         return summary
 
@@ -265,11 +272,11 @@ class CrystalHead(nn.Module):
 
     def forward(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings to (B,) logits."""
-        crystal = self.aggregate(atoms, batch.mask)
+        crystal = self.aggregate(atoms, batch.multiplicity)
         if self.lattice_map is not None:
             crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
         if self.composition is not None:
-            crystal = torch.cat([crystal, self.composition(batch.numbers)], dim=1)
+            crystal = torch.cat([crystal, self.composition(batch)], dim=1)
         return self.fully_connected(crystal).squeeze(-1)
 
 
@@ -290,13 +297,14 @@ class CompositionBranch(nn.Module):
 
     def fit(self, batches: Iterable[CrystalBatch]) -> None:
         """Set mean and deviation; a descriptor that is the same in all crystals keeps its size."""
-        found = torch.cat([composition_descriptors(batch.numbers, self.table) for batch in batches])
+        found = torch.cat([composition_descriptors(b.numbers, self.table, b.multiplicity) for b in batches])
         deviation, self.mean = torch.std_mean(found, dim=0, correction=0)
         self.deviation = torch.where(deviation > SAME, deviation, torch.ones_like(deviation))
 
-    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """(B, N) atomic numbers to (B, width)."""
-        descriptors = (composition_descriptors(numbers, self.table) - self.mean) / self.deviation
+    def forward(self, batch: CrystalBatch) -> torch.Tensor:
+        """B crystals to (B, width)."""
+        found = composition_descriptors(batch.numbers, self.table, batch.multiplicity)
+        descriptors = (found - self.mean) / self.deviation
         return functional.gelu(self.linear(descriptors.clamp(-FAR, FAR)))
 
 
@@ -320,7 +328,7 @@ def mask_atoms(
     hidden = draw.argsort(dim=1).argsort(dim=1) < count[:, None]
     targets = torch.where(hidden, batch.numbers - 1, NO_TARGET)
     numbers = batch.numbers.masked_fill(hidden, MASKED)
-    return CrystalBatch(numbers, batch.positions, batch.lattices, batch.pairs, batch.distances), targets
+    return replace(batch, numbers=numbers), targets
 
 
 def _cutoff(distances: torch.Tensor, radius: float) -> torch.Tensor:
@@ -333,7 +341,7 @@ def _lattice_numbers(kind: str, batch: CrystalBatch) -> torch.Tensor:
         return batch.lattices.norm(dim=-1)
     if kind == "matrix":
         return batch.lattices.flatten(1)
-    volume = torch.linalg.det(batch.lattices).abs() / batch.mask.sum(dim=1)
+    volume = torch.linalg.det(batch.lattices).abs() / batch.multiplicity.sum(dim=1)
     return volume.log().unsqueeze(-1)
 
 
