@@ -27,11 +27,25 @@ from models.splits import Fold, composition_key, connected_groups, make_folds
 from tasks.s2snet_data import CrystalDataset, dataset_from_s2s
 
 PLAIN = {"pretraining": False}
+FAST = {"epochs": 30, "batch_size": 64, "learning_rate": 2e-3, "average": 0.98}
+SHALLOW = {"layers": 2}
 RECIPES: dict[str, tuple[str, dict]] = {  # configuration, changes of network, finetuning and pretraining
     "starter": ("starter", {}),
     "s2snet": ("s2snet", {}),
     "starter, not pre-trained": ("starter", PLAIN),
     "s2snet, not pre-trained": ("s2snet", PLAIN),
+    "average": ("s2snet", PLAIN | {"network": SHALLOW, "finetuning": FAST}),
+    "average, pre-trained": (
+        "s2snet",
+        {"network": SHALLOW, "finetuning": FAST, "pretraining": FAST | {"epochs": 15}},
+    ),
+    "average, elements learned too": (
+        "s2snet",
+        PLAIN | {"network": SHALLOW | {"elements": "both"}, "finetuning": FAST},
+    ),
+    "average, radius 6": ("s2snet", PLAIN | {"network": SHALLOW | {"radius": 6.0, "reach": 6.0}, "finetuning": FAST}),
+    "average, dropout 0.4": ("s2snet", PLAIN | {"network": SHALLOW | {"dropout": 0.4}, "finetuning": FAST}),
+    "average, 60 epochs": ("s2snet", PLAIN | {"network": SHALLOW, "finetuning": FAST | {"epochs": 60}}),
 }
 
 
