@@ -20,6 +20,7 @@ from tasks.settings import (
     OrderingSettings,
     ReportSettings,
     ScreeningSettings,
+    S2SNetTrainingSettings,
     TrainingSettings,
     VaspSettings,
 )
@@ -43,7 +44,7 @@ def discover(
     cluster: ClusterSettings = ClusterSettings(),
     grid: GridSettings = GridSettings(),
     bnas: TrainingSettings = TrainingSettings(),
-    s2snet: TrainingSettings = TrainingSettings(),
+    s2snet: S2SNetTrainingSettings = S2SNetTrainingSettings(),
     screening: ScreeningSettings = ScreeningSettings(),
     report: ReportSettings = ReportSettings(),
     processes: int = 1,

@@ -4,13 +4,15 @@ from datetime import UTC, datetime
 
 from prefect import flow, unmapped
 
-from tasks.settings import TrainingSettings
+from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageReport
 from tasks.train_s2snet import finish_training, plan_training, score_baselines, train_fold, train_member
 
 
 @flow(name="train-s2snet")
-def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings(), processes: int = 1) -> StageReport:
+def train_s2snet(
+    workspace: str, settings: S2SNetTrainingSettings = S2SNetTrainingSettings(), processes: int = 1
+) -> StageReport:
     """Train and judge S2SNet on the ordered crystals of the workspace.
 
     1. plan: check the crystals and their classes, make the folds, audit them for leakage

@@ -19,7 +19,6 @@ Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,7 +35,6 @@ from models.composition_descriptors import (
 from models.crystals import ELEMENTS, MASKED, PADDING, CrystalBatch
 from models.training import Recipe
 
-NO_TARGET = -100  # an atom whose element is not asked for; what cross_entropy ignores
 FARTHEST = 30.0  # largest exponent of a Gaussian: e^-30 is nothing, and smaller numbers are slow on a CPU
 SAME = 1e-6  # spread of a descriptor that does not vary
 FAR = 5.0  # descriptors beyond so many deviations count as this far
@@ -70,6 +68,7 @@ class S2SNetConfig(BaseModel):
     lattice: Literal["lengths", "matrix", "volume", "none"] = Field("lengths", description="P lengths, C matrix")
     composition: bool = Field(False, description="Join composition descriptors at the head (ours)")
     head_layers: Literal[2, 4] = Field(2, description="Fully connected layers at the end (P 2, C 4)")
+    temperature: bool = Field(False, description="The last layer also gives ln(Tc/K + 1) (ours)")
 
     @property
     def by_orbits(self) -> bool:
@@ -78,12 +77,19 @@ class S2SNetConfig(BaseModel):
 
 
 class NamedConfig(NamedTuple):
-    """A network and how it is trained; ``freeze`` keeps the pre-trained trunk fixed in fine-tuning (P)."""
+    """A network and how it is trained.
+
+    ``pretraining`` is None where networks start from random weights; ``masking`` says what it hides (see
+    ``models.s2snet_pretraining``). ``freeze`` keeps the pre-trained trunk fixed in fine-tuning (P). ``trees`` blends
+    the network with gradient boosting (``models.crystal_trees``).
+    """
 
     network: S2SNetConfig
-    pretraining: Recipe
+    pretraining: Recipe | None
     finetuning: Recipe
     freeze: bool
+    trees: bool = False
+    masking: Literal["atoms", "element"] = "atoms"
 
 
 class S2SNet(nn.Module):
@@ -113,10 +119,16 @@ class S2SNet(nn.Module):
         self.masked_head = nn.Linear(config.width, ELEMENTS)
         self.head = CrystalHead(config)
 
-    def forward(self, batch: CrystalBatch, *, masked: bool = False) -> torch.Tensor:
-        """Logits: (B,) of being a superconductor, or (B, N, 95) of the element of each atom if ``masked``."""
+    def forward(self, batch: CrystalBatch, *, masked: bool = False, everything: bool = False) -> torch.Tensor:
+        """(B,) logits of being a superconductor.
+
+        ``masked``: (B, N, 95) logits of the element of each atom instead. ``everything``: (B, 1 or 2) with
+        ln(Tc/K + 1) as the second number, where the configuration has it.
+        """
         atoms = self.encode(batch)
-        return self.masked_head(atoms) if masked else self.classify(atoms, batch)
+        if masked:
+            return self.masked_head(atoms)
+        return self.head(atoms, batch) if everything else self.classify(atoms, batch)
 
     def encode(self, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings of the atoms after all attention layers; padding holds numbers without meaning."""
@@ -129,7 +141,7 @@ class S2SNet(nn.Module):
 
     def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B,) logits from the (B, N, D) embeddings of the atoms."""
-        return self.head(atoms, batch)
+        return self.head(atoms, batch)[:, 0]
 
     def fit_descriptors(self, batches: Iterable[CrystalBatch]) -> None:
         """Take mean and deviation of the composition descriptors from training crystals, in place."""
@@ -254,7 +266,7 @@ class Set2Set(nn.Module):
 
 
 class CrystalHead(nn.Module):
-    """From atoms to one logit a crystal: Set2Set, lattice, composition, fully connected layers."""
+    """From atoms to a logit a crystal, and ln(Tc + 1): Set2Set, lattice, composition, fully connected layers."""
 
     def __init__(self, config: S2SNetConfig) -> None:
         super().__init__()
@@ -268,16 +280,16 @@ class CrystalHead(nn.Module):
         layers: list[nn.Module] = []
         for into, out in zip([width, *hidden], hidden, strict=False):
             layers += [nn.Dropout(config.dropout), nn.Linear(into, out), nn.GELU()]
-        self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+        self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1 + config.temperature))
 
     def forward(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
-        """(B, N, D) embeddings to (B,) logits."""
+        """(B, N, D) embeddings to (B, 1 or 2) answers."""
         crystal = self.aggregate(atoms, batch.multiplicity)
         if self.lattice_map is not None:
             crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
         if self.composition is not None:
             crystal = torch.cat([crystal, self.composition(batch)], dim=1)
-        return self.fully_connected(crystal).squeeze(-1)
+        return self.fully_connected(crystal)
 
 
 class CompositionBranch(nn.Module):
@@ -306,29 +318,6 @@ class CompositionBranch(nn.Module):
         found = composition_descriptors(batch.numbers, self.table, batch.multiplicity)
         descriptors = (found - self.mean) / self.deviation
         return functional.gelu(self.linear(descriptors.clamp(-FAR, FAR)))
-
-
-def mask_atoms(
-    batch: CrystalBatch, generator: torch.Generator, fraction: float = 0.15, at_least: int = 2
-) -> tuple[CrystalBatch, torch.Tensor]:
-    """Hide the elements of some atoms of each crystal.
-
-    At least ``at_least`` atoms and ``fraction`` of the atoms are hidden, drawn by ``generator`` (on the CPU); one atom
-    of a crystal always stays visible, so a crystal of one atom has none hidden.
-
-    Returns
-    -------
-    tuple
-        The batch with hidden elements, and (B, N) int64 targets: atomic number - 1 where hidden, -100 elsewhere.
-    """
-    mask = batch.mask
-    atoms = mask.sum(dim=1)
-    count = (atoms * fraction).ceil().long().clamp(min=at_least).minimum(atoms - 1)
-    draw = torch.rand(mask.shape, generator=generator).to(mask.device).masked_fill(~mask, 2.0)
-    hidden = draw.argsort(dim=1).argsort(dim=1) < count[:, None]
-    targets = torch.where(hidden, batch.numbers - 1, NO_TARGET)
-    numbers = batch.numbers.masked_fill(hidden, MASKED)
-    return replace(batch, numbers=numbers), targets
 
 
 def _cutoff(distances: torch.Tensor, radius: float) -> torch.Tensor:
@@ -367,6 +356,7 @@ _STARTER = S2SNetConfig(
     set2set_steps=3,
     lattice="volume",
     composition=True,
+    temperature=True,
 )
 _TINY = _STARTER.model_copy(update={"width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "gaussians": 8})
 
@@ -387,5 +377,5 @@ CONFIGS = {
         finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20}),
         freeze=False,
     ),
-    "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False),
+    "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False, trees=True),
 }

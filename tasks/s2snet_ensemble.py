@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
+from models.blending import Blend
 from models.cam import atom_weights
+from models.crystal_trees import CrystalTrees, crystal_features
 from models.crystals import CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.reliability import Calibration
 from models.s2snet import S2SNet, S2SNetConfig
-from models.s2snet_training import predict_logits
+from models.s2snet_training import predict_answers
 from models.training import one_thread
-from tasks.model_store import load_model, load_state
+from tasks.model_store import load_model, load_state, model_folder
 from tasks.s2snet_data import NAME
 from tasks.workspace import Workspace
 
@@ -28,29 +30,50 @@ class S2SPrediction:
         Calibrated, of the mean logit of the networks.
     probability_low, probability_high
         Smallest and largest calibrated probability among the networks.
+    tc_kelvin
+        Critical temperature as the crystal alone gives it, kelvin; NaN where the training had none.
     """
 
     probability: np.ndarray
     probability_low: np.ndarray
     probability_high: np.ndarray
+    tc_kelvin: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class S2SEnsemble:
-    """Trained networks with the calibration of their logits."""
+    """Trained networks, the trees that are blended with each, and the calibration of the blended logits.
+
+    Attributes
+    ----------
+    trees
+        As many as networks, or none.
+    blend, tc_blend
+        The trees' shares in logits and in ln(Tc/K + 1).
+    """
 
     version: str
     config: S2SNetConfig
     networks: list[S2SNet]
     calibration: Calibration
+    trees: list[CrystalTrees]
+    blend: Blend
+    tc_blend: Blend
 
     def predict(self, structures: Sequence[Structure]) -> S2SPrediction:
         """Ask all networks about ordered crystals; ModelInputError for one that they cannot take."""
         graphs = [self._graph(structure) for structure in structures]
         with one_thread():
-            logits = np.array([predict_logits(network, graphs) for network in self.networks])
+            answers = np.array([predict_answers(network, graphs) for network in self.networks])
+        logits, log_tc = answers[..., 0], answers[..., 1]
+        if self.trees:
+            features = np.array([crystal_features(graph.arrays) for graph in graphs])
+            logits = self.blend(logits, np.array([trees.logits(features) for trees in self.trees]))
+            of_trees = np.array([trees.log_tc(features) for trees in self.trees])
+            log_tc = of_trees if np.isnan(log_tc).all() else self.tc_blend(log_tc, of_trees)
         members = self.calibration(logits)
-        return S2SPrediction(self.calibration(logits.mean(axis=0)), members.min(axis=0), members.max(axis=0))
+        tc = np.expm1(np.maximum(log_tc.mean(axis=0), 0.0))
+        return S2SPrediction(self.calibration(logits.mean(axis=0)), members.min(axis=0), members.max(axis=0), tc)
 
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
@@ -74,6 +97,8 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
     try:
         config = S2SNetConfig.model_validate(stored.config["network"])
         calibration = Calibration(**stored.config["calibration"])
+        shares = stored.config["shares"]
+        blends = [Blend((shares or {}).get(name) or 0.0) for name in ("logit", "tc")]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"The configuration of S2SNet {stored.version} is not one of this network: {error}"
@@ -83,4 +108,13 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
         network = S2SNet(config)
         load_state(network, state, f"S2SNet {stored.version}, network {number}")
         networks.append(network.eval())
-    return S2SEnsemble(stored.version, config, networks, calibration)
+    trees = [_load_trees(workspace, stored.version, number) for number in range(len(networks))] if shares else []
+    return S2SEnsemble(stored.version, config, networks, calibration, trees, *blends)
+
+
+def _load_trees(workspace: Workspace, version: str, number: int) -> CrystalTrees:
+    file = f"{model_folder(NAME, version)}/trees-{number}.json"
+    try:
+        return CrystalTrees(**workspace.read_json(file))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} in the workspace {workspace.url} does not hold trees: {error}") from error

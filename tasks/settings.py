@@ -257,6 +257,45 @@ class TrainingSettings(StepSettings):
     )
 
 
+class S2SNetTrainingSettings(TrainingSettings):
+    """A training of S2SNet, and how it goes on from pre-trained weights."""
+
+    devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
+    pretrained: str | None = Field(
+        None,
+        description="Pre-trained weights to start from: latest, a version, or none: as the configuration says",
+    )
+    freeze: bool | None = Field(
+        None, description="Keep the pre-trained trunk fixed and train the head; none: as the configuration says"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate of the fine-tuning; none: that of the recipe"
+    )
+    trees: bool | None = Field(
+        None, description="Blend with gradient boosting on composition and structure; none: as the configuration says"
+    )
+    positive_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Positive-unlabelled learning: share of superconductors among those not known to be one; none: 0",
+    )
+
+
+class S2SNetPretrainingSettings(StepSettings):
+    """Pre-training of S2SNet on all ordered crystals, measured or not: hidden elements are guessed."""
+
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
+    epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
+    masking: Literal["atoms", "element"] = Field(
+        "atoms", description="Hidden: 15 % of the atoms (with their equal ones), or all atoms of one element"
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the chemical systems held out for the figures told")
+    seed: int = Field(0, description="Seed of initial weights, hidden elements and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share the training")
+
+
 class PretrainingSettings(StepSettings):
     """Pre-training of BNAS on grids without labels: hidden patches are restored."""
 
@@ -364,7 +403,8 @@ class Settings(BaseSettings):
     mp_bands: MpBandSettings = MpBandSettings()
     bnas: TrainingSettings = TrainingSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
-    s2snet: TrainingSettings = TrainingSettings()
+    s2snet: S2SNetTrainingSettings = S2SNetTrainingSettings()
+    s2snet_pretraining: S2SNetPretrainingSettings = S2SNetPretrainingSettings()
     audit: AuditSettings = AuditSettings()
     s2s: S2sSettings = S2sSettings()
     tuning: TuningSettings = TuningSettings()

@@ -86,9 +86,21 @@ def train_s2snet(
     split: Split = None,
     seed: Seed = None,
     device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from pre-trained weights: latest, a version, or none")
+    ] = None,
+    freeze: Annotated[bool | None, typer.Option(help="Keep the pre-trained trunk fixed, train the head")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the fine-tuning")] = None,
+    trees: Annotated[bool | None, typer.Option(help="Blend with gradient boosting")] = None,
+    positive_share: Annotated[
+        float | None, typer.Option(help="Superconductors among those not known to be one, as a share")
+    ] = None,
 ) -> None:
     """Crystal to superconductor or not. Example: meissner train s2snet --split chemical-system"""
     choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    choices |= {"devices": devices, "pretrained": pretrained, "freeze": freeze, "learning_rate": learning_rate}
+    choices |= {"trees": trees, "positive_share": positive_share}
     _train("s2snet", profile, workspace, **choices, splits=split or None)
 
 
@@ -117,6 +129,32 @@ def pretrain_bnas(
         f"{found['visible mean']}, the training mean {found['training mean']}"
     )
     console.print(f"The weights: {location(place, 'models/bnas-pretraining')}/{found['version']}")
+
+
+@pretrain.command("s2snet")
+def pretrain_s2snet(
+    profile: Profile = None,
+    workspace: Place = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    masking: Annotated[str | None, typer.Option(help="What is hidden: atoms (15 %), or element (all of one)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, hidden elements and batches")] = None,
+    device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share the training")] = None,
+) -> None:
+    """Hidden elements of crystals, guessed. Example: meissner pretrain s2snet --config s2snet --masking element"""
+    choices = {"config": config, "epochs": epochs, "masking": masking, "seed": seed}
+    choices |= {"device": device, "devices": devices}
+    settings = load_settings(profile, workspace=workspace, s2snet_pretraining=choices)
+    with opened(settings, ("pretrain-s2snet",)) as (place, console):
+        from flows.pretrain_s2snet import pretrain_s2snet as flow
+
+        found = flow(settings.workspace, settings.s2snet_pretraining).counts
+    console.print(
+        f"Of {found['hidden_atoms']} hidden elements of {found['held_out']} held-out crystals, {found['accuracy']:.1%} "
+        f"guessed; the most frequent element would be right in {found['most_frequent']:.1%}"
+    )
+    console.print(f"The weights: {location(place, 'models/s2snet-pretraining')}/{found['version']}")
 
 
 @tune.command("bnas")
