@@ -19,8 +19,8 @@ from tasks.settings import (
     MdrSettings,
     OrderingSettings,
     ReportSettings,
-    ScreeningSettings,
     S2SNetTrainingSettings,
+    ScreeningSettings,
     TrainingSettings,
     VaspSettings,
 )

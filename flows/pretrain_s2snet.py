@@ -10,9 +10,7 @@ from tasks.stages import StageReport
 
 
 @flow(name="pretrain-s2snet")
-def pretrain_s2snet(
-    workspace: str, settings: S2SNetPretrainingSettings = S2SNetPretrainingSettings()
-) -> StageReport:
+def pretrain_s2snet(workspace: str, settings: S2SNetPretrainingSettings = S2SNetPretrainingSettings()) -> StageReport:
     """Let S2SNet guess hidden elements of all ordered crystals of the workspace.
 
     1. plan: check the crystals, name the version

@@ -34,17 +34,16 @@ def fit_blend(network: np.ndarray, trees: np.ndarray, labels: np.ndarray) -> tup
     labels
         (n,) of 0 and 1, both present.
     """
-    best = None
+    losses, found = [], []
     for share in np.linspace(0, 1, STEPS):
         blend = Blend(float(share))
         logits = blend(network, trees)
         calibration = fit_calibration(logits, labels)
         scores = calibration.slope * logits + calibration.intercept
         loss = float(np.mean(np.logaddexp(0, scores) - np.asarray(labels) * scores))
-        if best is None or loss < best[0]:
-            best = (loss, blend, calibration)
-    assert best is not None
-    return best[1], best[2]
+        losses.append(loss)
+        found.append((blend, calibration))
+    return found[int(np.argmin(losses))]
 
 
 def held_out_blend(

@@ -366,16 +366,20 @@ _PAPER_RECIPE = Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_dec
 CONFIGS = {
     "paper": NamedConfig(_PAPER, pretraining=_PAPER_RECIPE, finetuning=_PAPER_RECIPE, freeze=True),
     "s2snet": NamedConfig(
-        _STARTER.model_copy(update={"width": 64, "layers": 3, "feed_forward": 128}),
-        pretraining=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
-        finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
+        _STARTER.model_copy(update={"width": 64, "feed_forward": 128}),
+        pretraining=None,
+        finetuning=_OUR_RECIPE.model_copy(
+            update={"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.95}
+        ),
         freeze=False,
+        trees=True,
     ),
     "starter": NamedConfig(
         _STARTER,
         pretraining=_OUR_RECIPE.model_copy(update={"epochs": 10}),
         finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20}),
         freeze=False,
+        trees=True,
     ),
     "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False, trees=True),
 }

@@ -1,4 +1,4 @@
-"""Descriptors of a crystal for gradient boosting: symmetry, packing, bonds between kinds of elements, dimension of bonds.
+"""Descriptors of a crystal for gradient boosting: symmetry, packing, bonds between kinds of elements, their dimension.
 
 They depend on the crystal and not on its description: on no choice of origin, orientation, cell vectors, supercell or
 order of the atoms. Sizes are counted in the primitive cell that spglib finds. Two atoms are bonded where they are
@@ -22,6 +22,14 @@ WIDTH = 0.07  # of the soft edge of a neighbour, in the same units
 UNKNOWN_RADIUS = 1.5  # angstrom; where there is no covalent radius
 KINDS = ("alkaline", "rare earth", "transition metal", "other metal", "metalloid", "hydrogen", "pnictogen", "oxygen",
          "chalcogen", "halogen")  # fmt: skip
+NAMED = {  # the other elements are told apart by pymatgen
+    "hydrogen": "H",
+    "metalloid": "B C Si Ge",
+    "pnictogen": "N P As",
+    "oxygen": "O",
+    "chalcogen": "S Se Te",
+    "halogen": "F Cl Br I At He Ne Ar Kr Xe Rn",
+}
 LOCAL = ("Electronegativity", "MendeleevNumber", "CovalentRadius", "NValence", "NdValence", "NpUnfilled", "MeltingT")
 
 
@@ -65,35 +73,25 @@ def _kind_of() -> np.ndarray:
     """(96,) int64 number in KINDS by atomic number."""
     from pymatgen.core import Element
 
-    def kind(z: int) -> str:
-        element = Element.from_Z(z)
-        if z == 1:
-            return "hydrogen"
+    found = [0]
+    for number in range(1, 96):
+        element = Element.from_Z(number)
+        kind = "transition metal" if element.is_transition_metal else "other metal"
         if element.is_alkali or element.is_alkaline:
-            return "alkaline"
-        if element.is_lanthanoid or element.is_actinoid or z in {21, 39, 57}:
-            return "rare earth"
-        if z == 8:
-            return "oxygen"
-        if z in {9, 17, 35, 53, 85, 2, 10, 18, 36, 54, 86}:
-            return "halogen"
-        if z in {16, 34, 52}:
-            return "chalcogen"
-        if z in {7, 15, 33}:
-            return "pnictogen"
-        if z in {5, 6, 14, 32}:
-            return "metalloid"
-        return "transition metal" if element.is_transition_metal else "other metal"
-
-    return np.array([0, *(KINDS.index(kind(z)) for z in range(1, 96))])
+            kind = "alkaline"
+        if element.is_rare_earth or element.is_actinoid:
+            kind = "rare earth"
+        named = (name for name, symbols in NAMED.items() if element.symbol in symbols.split())
+        found.append(KINDS.index(next(named, kind)))
+    return np.array(found)
 
 
 def _symmetry(crystal: CrystalArrays) -> np.ndarray:
     import spglib
 
     cell = (crystal.lattice, crystal.frac_coords, crystal.atomic_numbers)
-    found = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
     primitive = spglib.find_primitive(cell, symprec=SYMPREC) or cell
+    found = spglib.get_symmetry_dataset(primitive, symprec=SYMPREC)
     sites, elements = len(primitive[2]), len(np.unique(crystal.atomic_numbers))
     reduced = spglib.niggli_reduce(primitive[0])
     lengths = np.sort(np.linalg.norm(primitive[0] if reduced is None else reduced, axis=1))

@@ -127,9 +127,7 @@ def score_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
     seed = part_seed(settings.seed, part.name)
     found = classification_baselines(formulas, crystals.structures, crystals.labels, fold, seed)
     tc = regression_baselines(formulas, crystals.structures, crystals.measured.tc_kelvin, fold, seed)
-    tables = [
-        as_predictions(crystals, part.split, fold.name, name, fold.test, found[name], tc[name]) for name in found
-    ]
+    tables = [as_predictions(crystals, part.split, fold.name, name, fold.test, found[name], tc[name]) for name in found]
     Workspace(url).write_table(part.file, pa.concat_tables(tables))
 
 
@@ -228,13 +226,17 @@ def train_fold(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingP
 
 
 @task(name="score-s2snet-baselines", task_run_name="baselines-{part.name}")
-def score_baselines(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+def score_baselines(
+    workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int
+) -> str:
     """Fit the baselines on one fold and predict its held-out crystals."""
     return _run_part(workspace, settings, plan, part, processes)
 
 
 @task(name="train-s2snet-member", task_run_name="s2snet-{part.name}")
-def train_member(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+def train_member(
+    workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int
+) -> str:
     """Train one network of the ensemble on all measured crystals."""
     return _run_part(workspace, settings, plan, part, processes)
 

@@ -201,7 +201,12 @@ def test_a_configuration_of_another_network_is_refused(trained, tmp_path):
     workspace, plan, _ = trained
     name = f"models/s2snet/{plan.version}"
     other = Workspace(tmp_path)
-    for file in [*workspace.list(f"{name}/*.safetensors"), *workspace.list(f"{name}/trees-*"), f"{name}/metrics.json", "models/s2snet/latest.json"]:
+    for file in [
+        *workspace.list(f"{name}/*.safetensors"),
+        *workspace.list(f"{name}/trees-*"),
+        f"{name}/metrics.json",
+        "models/s2snet/latest.json",
+    ]:
         other.write_bytes(file, workspace.read_bytes(file))
     config = workspace.read_json(f"{name}/config.json")
     other.write_json(f"{name}/config.json", config | {"network": {"depth": 3}})
