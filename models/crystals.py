@@ -200,7 +200,7 @@ def orbit_graph(crystal: CrystalGraph, symprec: float = SYMPREC) -> CrystalGraph
     """Give the crystal with one atom for each orbit of its symmetry, and the number of atoms that it stands for.
 
     A network that is told of an atom nothing but its periodic surroundings gives equal atoms equal embeddings, so it
-    says the same of this crystal, in a fraction of the time: 45,546 atoms of S2S's crystals are 16,624 orbits.
+    says the same of this crystal, in a fraction of the time: 45,546 atoms of S2S's crystals are 17,042 orbits.
     The atoms keep their place; cell vectors and distances are those of the whole crystal.
     """
     import spglib

@@ -260,6 +260,7 @@ class TrainingSettings(StepSettings):
 class S2SNetTrainingSettings(TrainingSettings):
     """A training of S2SNet, and how it goes on from pre-trained weights."""
 
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     pretrained: str | None = Field(
         None,
