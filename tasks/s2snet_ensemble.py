@@ -97,7 +97,7 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
     try:
         config = S2SNetConfig.model_validate(stored.config["network"])
         calibration = Calibration(**stored.config["calibration"])
-        shares = stored.config["shares"]
+        shares = stored.config.get("shares")  # none in models from before the blend
         blends = [Blend((shares or {}).get(name) or 0.0) for name in ("logit", "tc")]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
