@@ -169,6 +169,7 @@ def main() -> None:
                 fit = trees(data, given) if chosen is None else networks(changed(chosen), data, given)
                 logits = answers(fit, shown, folds, None)
                 print(f"{recipe}, {title}: {found_again(data.labels[rows], shown[rows], logits[rows])}", flush=True)
+                show("  by all labels", data.labels[rows], 1 / (1 + np.exp(-logits[rows])))
         return
     boosted = answers(trees(data), data.labels, folds, kept and kept / f"trees-{key}")
     for recipe in options.recipes:
