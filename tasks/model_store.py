@@ -118,7 +118,9 @@ def promote(workspace: Workspace, name: str, version: str) -> None:
     """Let screening and prediction use a version from now on; InputError where it is not there whole."""
     versions = stored_versions(workspace, name)
     if version not in versions:
-        raise InputError(f"No version {version!r} of {name} in {workspace.url}; there are: {', '.join(versions) or '-'}")
+        raise InputError(
+            f"No version {version!r} of {name} in {workspace.url}; there are: {', '.join(versions) or '-'}"
+        )
     load_model(workspace, name, version)
     if promoted_version(workspace, name) != version:
         entry = {"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds")}

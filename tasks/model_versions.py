@@ -11,7 +11,12 @@ from tasks.model_store import chosen_version, latest_version, model_folder, prom
 from tasks.workspace import Workspace
 
 HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}  # the score that a version is judged by: higher is better
-HONEST_SPLITS = ("chemical-system", "family", "year", "random")  # the first of these that was run is the one that counts
+HONEST_SPLITS = (
+    "chemical-system",
+    "family",
+    "year",
+    "random",
+)  # the first of these that was run is the one that counts
 
 
 class ModelVersion(BaseModel):
@@ -99,7 +104,9 @@ def compare_versions(workspace: Workspace, one: str, other: str) -> dict[str, tu
     """What differs between two versions of one network: origins, parameters, and all scores."""
     (name, first), (other_name, second) = find_version(workspace, one), find_version(workspace, other)
     if name != other_name:
-        raise InputError(f"{first} is a version of {name} and {second} one of {other_name}: there is nothing to compare")
+        raise InputError(
+            f"{first} is a version of {name} and {second} one of {other_name}: there is nothing to compare"
+        )
     rows = [_as_row(read_version(workspace, name, version)) for version in (first, second)]
     keys = list(dict.fromkeys([*rows[0], *rows[1]]))
     pairs = {key: (rows[0].get(key), rows[1].get(key)) for key in keys}
@@ -111,7 +118,9 @@ def _as_row(found: ModelVersion) -> dict[str, Any]:
     row |= {"data": found.data and found.data[:10], "code version": found.code_version}
     row |= {f"software {name}": value for name, value in found.software.items()}
     row |= {f"parameter {name}": value for name, value in found.parameters.items()}
-    return row | {f"score {score}, {split}": value for split, own in found.scores.items() for score, value in own.items()}
+    return row | {
+        f"score {score}, {split}": value for split, own in found.scores.items() for score, value in own.items()
+    }
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,7 +28,6 @@ from tasks.exceptions import MissingStageError, WorkspaceError
 from tasks.schemas import REJECTED
 from tasks.workspace import Workspace
 
-
 SHOWN_INPUTS = 20  # content hashes that a manifest lists; of more it holds one hash
 
 

@@ -82,7 +82,10 @@ def test_two_versions_are_compared_by_origin_and_scores(two):
     found = compare_versions(workspace, before["bnas"][:6], after["bnas"])
     assert found["version"] == (before["bnas"], after["bnas"])
     one, other = (read_version(workspace, "bnas", version) for version in (before["bnas"], after["bnas"]))
-    assert found["score r2_log_all, random"] == (one.scores["random"]["r2_log_all"], other.scores["random"]["r2_log_all"])
+    assert found["score r2_log_all, random"] == (
+        one.scores["random"]["r2_log_all"],
+        other.scores["random"]["r2_log_all"],
+    )
     assert "parameter network.depth" not in found, "both networks have the same shape"
     assert one.headline == ("chemical-system", one.scores["chemical-system"]["r2_log_all"])
     assert one.software["meissner"]
