@@ -1,4 +1,5 @@
 # make run    the whole pipeline on the bundled starter inputs
+# make up     server, worker and scheduled deployments on the same inputs, until Ctrl-C
 # make test   lint and the whole test suite (make test-quick leaves out what takes minutes)
 # Each first prepares this checkout (deployments/setup.sh): system packages, .venv, pinned versions.
 
@@ -7,10 +8,13 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 BIN = .venv/bin
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: run test test-quick lint format setup clean
+.PHONY: run up test test-quick lint format setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
+
+up: setup
+	@$(BIN)/meissner up --profile starter
 
 test: lint
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

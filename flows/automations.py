@@ -33,7 +33,8 @@ OWN = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.meiss
 FAILURE = "{{ flow.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
 DROP = (
     "{{ event.payload.network }} {{ event.payload.latest }}: {{ event.payload.score }} on folds "
-    "{{ event.payload.split }} is {{ event.payload.after }}; the promoted {{ event.payload.promoted }} has {{ event.payload.before }}"
+    "{{ event.payload.split }} is {{ event.payload.after }}; the promoted "
+    "{{ event.payload.promoted }} has {{ event.payload.before }}"
 )
 BLOCK = "meissner"  # name of the block that is made for an address
 PAGE = 200  # automations in one answer, the most that the server gives
@@ -43,7 +44,7 @@ Notify: TypeAlias = SendNotification | CallWebhook
 def wanted_automations(settings: Settings, deployments: Mapping[str, UUID]) -> list[AutomationCore]:
     """All automations for the workspace of the settings, without those that would notify nobody."""
     place = workspace_resource(Workspace(settings.workspace))["prefect.resource.id"]
-    here = {"prefect.resource.id": place}
+    here: dict[str, str | list[str]] = {"prefect.resource.id": place}
     found = [
         _automation(
             "train after new data",
@@ -157,14 +158,14 @@ def register_automations(
     wanted = {automation.name: automation for automation in wanted_automations(settings, deployments)}
     with get_client(sync_client=True) as client:
         found: dict[str, list[Automation]] = {}
-        for automation in _read_all(client):
-            if automation.name.startswith(PREFIX):
-                found.setdefault(automation.name, []).append(automation)
+        for old in _read_all(client):
+            if old.name.startswith(PREFIX):
+                found.setdefault(old.name, []).append(old)
         for name, automation in wanted.items():
             told("automation", name, _save(client, automation, found.pop(name, [])))
-        for name, old in found.items():
-            for automation in old:
-                client.delete_automation(automation.id)  # type: ignore[arg-type]
+        for name, unwanted in found.items():
+            for old in unwanted:
+                client.delete_automation(old.id)  # type: ignore[arg-type]
             told("automation", name, "removed")
     return list(wanted)
 
@@ -198,7 +199,7 @@ def _comparable(automation: AutomationCore) -> dict[str, Any]:
 
 def _save_block(block: SlackWebhook | CustomWebhookNotificationBlock) -> str:
     try:
-        found = type(block).load(BLOCK)
+        found: Any = type(block).load(BLOCK)
     except ValueError:
         block.save(BLOCK)
         return CREATED

@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import FlowRunSort, FlowSort
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.markup import escape
@@ -84,7 +84,7 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
         Failures and late runs at most.
     """
     with get_client(sync_client=True) as client:
-        names = {flow.id: flow.name for flow in client.read_flows()}
+        names = {flow.id: flow.name for flow in client.read_flows(sort=FlowSort.NAME_ASC, limit=200)}
         now = datetime.now(UTC)
         since = FlowRunFilterExpectedStartTime(after_=now - timedelta(days=days))
         last = [run for flow in names for run in _runs(client, _began(), 1, flow=flow)]

@@ -141,10 +141,10 @@ def screen_materials(
     """
     predictor = Predictor(workspace, settings.coverage, versions or {})
     s2snet = predictor.s2snet  # weights that cannot be loaded stop the run; they are no fault of a material
-    networks = {"bnas": predictor.bnas, "s2snet": s2snet}
+    networks = {"bnas": predictor.bnas.version, "s2snet": s2snet.version}
     index, grids = read_grids(workspace, list(material_ids))
     crystals = _read_crystals(workspace, material_ids)
-    held_out = {network: read_held_out(workspace, network, found.version) for network, found in networks.items()}
+    held_out = {network: read_held_out(workspace, network, used) for network, used in networks.items()}
     entries = index.to_pylist()
     rows, rejected = [], []
     for start in range(0, len(entries), BATCH):
