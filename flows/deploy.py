@@ -39,6 +39,7 @@ STEPS_OF: dict[str, dict[str, str]] = {
     "screen": {"settings": "screening"},
     "bands": {"settings": "bands"},
 }
+NO_PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
 CREATED, UPDATED, UNCHANGED = "created", "updated", "unchanged"
 Outcome = Callable[[str, str, str], None]  # kind, name, one of the three above
 
@@ -53,7 +54,7 @@ def read_deployments(file: str | Path = FILE) -> list[dict[str, Any]]:
     entries = found.get("deployments") if isinstance(found, dict) else None
     if not entries or not all(isinstance(entry, dict) and {"name", "entrypoint"} <= set(entry) for entry in entries):
         raise InputError(f"{path} has no `deployments`, each with a `name` and an `entrypoint`")
-    return entries
+    return [{"pull": found.get("pull") or NO_PULL} | entry for entry in entries]
 
 
 def load_flow(entrypoint: str) -> Flow[Any, Any]:
@@ -94,11 +95,36 @@ def whole_path(source: str, *, always: bool = False) -> str:
     return str(Path(source).resolve()) if "://" not in source and (always or Path(source).exists()) else source
 
 
+class PullSteps:
+    """What a worker does before a run, as Prefect wants it from a storage."""
+
+    destination = Path()
+    pull_interval = None
+
+    def __init__(self, steps: list[dict[str, Any]]) -> None:
+        self.steps = steps
+
+    def set_base_path(self, path: Path) -> None:
+        """Nothing is stored."""
+
+    async def pull_code(self) -> None:
+        """Nothing is fetched here."""
+
+    def to_pull_step(self) -> list[dict[str, Any]]:
+        """The steps of the file."""
+        return self.steps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PullSteps) and self.steps == other.steps
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def as_deployment(entry: Mapping[str, Any], settings: Settings) -> RunnerDeployment:
     """An entry of the file with the parameters of the settings."""
     flow, limit, pool = load_flow(entry["entrypoint"]), entry.get("concurrency_limit"), entry.get("work_pool", {})
     software = software_versions()
-    return RunnerDeployment.from_entrypoint(
+    deployment = RunnerDeployment.from_entrypoint(
         entry["entrypoint"],
         name=entry["name"],
         description=entry.get("description"),
@@ -111,6 +137,8 @@ def as_deployment(entry: Mapping[str, Any], settings: Settings) -> RunnerDeploym
         work_queue_name=pool.get("work_queue_name"),
         job_variables=pool.get("job_variables", {}),
     )
+    deployment.storage = PullSteps(entry["pull"])
+    return deployment
 
 
 def register(settings: Settings, file: str | Path = FILE, told: Outcome = lambda *_: None) -> dict[str, Any]:
@@ -176,6 +204,7 @@ def _of_code(wanted: RunnerDeployment) -> dict[str, Any]:
         "schedules": sorted(_clock(schedule) for schedule in wanted.schedules or ()),
         "limit": wanted.concurrency_limit,
         "strategy": strategy,
+        "pull": wanted.storage.to_pull_step() if wanted.storage else None,
         "schema": wanted._parameter_openapi_schema.model_dump(exclude_unset=True),  # it has no public name
     } | {name: getattr(wanted, name) for name in SHARED}
 
@@ -185,6 +214,7 @@ def _of_server(found: DeploymentResponse) -> dict[str, Any]:
         "schedules": sorted(_clock(schedule) for schedule in found.schedules),
         "limit": found.global_concurrency_limit.limit if found.global_concurrency_limit else None,
         "strategy": found.concurrency_options.collision_strategy if found.concurrency_options else None,
+        "pull": found.pull_steps,
         "schema": found.parameter_openapi_schema,
     } | {name: getattr(found, name) for name in SHARED}
 

@@ -23,11 +23,12 @@ from pymatgen.core import Structure
 from models.exceptions import MeissnerError
 from tasks.bands import read_bands
 from tasks.exceptions import InputError
+from tasks.figures import candidate_figure, figure_bytes
 from tasks.held_out import HeldOut, read_held_out
 from tasks.known import Known, element_amounts, find_hazards
 from tasks.model_store import chosen_version
 from tasks.prediction import INDEX, SUPERCONDUCTORS, Prediction, Predictor, predict, round_significant
-from tasks.progress import Advance, leave_summary, silent, stage_progress
+from tasks.progress import Advance, leave_figure, leave_summary, leave_table, silent, stage_progress
 from tasks.schemas import CANDIDATES
 from tasks.settings import ScreeningSettings
 from tasks.shards import read_grids
@@ -52,6 +53,8 @@ SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label 
 SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
 BATCH = 16  # grids given to BNAS at once: 16 x 24 images of 2.4 MB
 TC_COLUMNS = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
+SHOWN_CANDIDATES = 50  # in a run's artifacts
+SHOWN_COLUMNS = ("rank", "formula", "space_group", "tc_kelvin", "probability", "known", "nearest_formula")
 PROBABILITY_COLUMNS = ("probability", "probability_low", "probability_high")
 
 
@@ -331,6 +334,17 @@ def _is_unranked(row: Mapping[str, Any]) -> bool:
     return bool(row["known"] != "none" or row["abstain"])
 
 
+def show_candidates(table: pa.Table) -> None:
+    """Leave the best candidates as a table, and both networks' answers as a picture, in the run's artifacts."""
+    rows = table.select(list(SHOWN_COLUMNS)).to_pylist()
+    leave_table("candidates", [row for row in rows if row["rank"]][:SHOWN_CANDIDATES], "The best candidates")
+    groups: dict[str, list[tuple[float, float]]] = {"ranked": [], "measured": [], "too far to judge": []}
+    for row in rows:
+        kind = "ranked" if row["rank"] else "measured" if row["known"] != "none" else "too far to judge"
+        groups[kind].append((row["tc_kelvin"], row["probability"]))
+    leave_figure("screen-answers", figure_bytes(candidate_figure(groups), "png"), "Both networks on every material")
+
+
 @task(name="plan-screening")
 def plan_chunks(workspace: str, settings: ScreeningSettings, chunk: int) -> Plan:
     """Name the chunks to screen."""
@@ -353,4 +367,6 @@ def finish_screening(
 ) -> StageReport:
     """Put the parts together, rank them, and write ``candidates/candidates.parquet``."""
     store = Workspace(workspace)
-    return leave_summary(store, join_parts(store, plan, settings, started))
+    report = join_parts(store, plan, settings, started)
+    show_candidates(store.read_table(RESULT))
+    return leave_summary(store, report)

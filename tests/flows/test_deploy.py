@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from flows.automations import PREFIX, notified_blocks, register_automations
-from flows.deploy import FILE, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
+from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
 from flows.status import age, print_status, read_status
 from tasks.exceptions import InputError
 from tasks.settings import Settings
@@ -81,7 +81,7 @@ def test_prefects_own_loader_takes_the_file():
     found, actions = _load_deploy_configs_and_actions(FILE, console=Console(file=shown))
     assert shown.getvalue() == ""
     assert {entry["name"] for entry in found} == NAMES
-    assert actions["pull"] == []
+    assert actions["pull"] == NO_PULL
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
