@@ -3,20 +3,10 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterId,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterParentTaskRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort, FlowSort
+from prefect.client.schemas.objects import FlowRun
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.markup import escape
@@ -27,7 +17,8 @@ from tasks.report_data import read_stages
 from tasks.stages import read_report
 from tasks.workspace import Workspace
 
-BAD = [StateType.FAILED, StateType.CRASHED]
+BAD = ["FAILED", "CRASHED"]
+PAGE = 200  # the most that the server gives at once
 COLOURS = {"Completed": "green", "Failed": "red", "Crashed": "red", "Late": "yellow", "Running": "cyan"}
 
 
@@ -84,15 +75,17 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
         Failures and late runs at most.
     """
     with get_client(sync_client=True) as client:
-        names = {flow.id: flow.name for flow in client.read_flows(sort=FlowSort.NAME_ASC, limit=200)}
+        flows = client.request("POST", "/flows/filter", json={"sort": "NAME_ASC", "limit": PAGE}).json()
+        names = {UUID(flow["id"]): flow["name"] for flow in flows}
         now = datetime.now(UTC)
-        since = FlowRunFilterExpectedStartTime(after_=now - timedelta(days=days))
-        last = [run for flow in names for run in _runs(client, _began(), 1, flow=flow)]
-        late = _runs(client, FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"]))), count)
-        ended = FlowRunFilterState(type=FlowRunFilterStateType(any_=BAD))
-        failed = _runs(client, FlowRunFilter(state=ended, expected_start_time=since), count)
-        waiting = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "AwaitingConcurrencySlot"]))
-        due = _runs(client, FlowRunFilter(state=waiting), 200, FlowRunSort.EXPECTED_START_TIME_ASC)
+        since = {"after_": (now - timedelta(days=days)).isoformat()}
+        began = {"state": {"type": {"not_any_": ["SCHEDULED"]}}}
+        ended = {"state": {"type": {"any_": BAD}}, "expected_start_time": since}
+        last = [run for flow in names for run in _runs(client, began, 1, flow=flow)]
+        late = _runs(client, {"state": {"name": {"any_": ["Late"]}}}, count)
+        failed = _runs(client, ended, count)
+        waiting = {"state": {"name": {"any_": ["Scheduled", "AwaitingConcurrencySlot"]}}}
+        due = _runs(client, waiting, PAGE, "EXPECTED_START_TIME_ASC")
     first_due = {run.deployment_id: run for run in reversed(due)}
     return Status(
         at=now,
@@ -107,22 +100,19 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
     )
 
 
-def _began() -> FlowRunFilter:
-    kinds = [kind for kind in StateType if kind != StateType.SCHEDULED]
-    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds)))
-
-
 def _runs(
     client: SyncPrefectClient,
-    wanted: FlowRunFilter,
+    wanted: dict[str, Any],
     count: int,
-    sort: FlowRunSort = FlowRunSort.EXPECTED_START_TIME_DESC,
-    flow: Any = None,
+    sort: str = "EXPECTED_START_TIME_DESC",
+    flow: UUID | None = None,
 ) -> list[FlowRun]:
     """Runs that no other flow has started."""
-    alone = wanted.model_copy(update={"parent_task_run_id": FlowRunFilterParentTaskRunId(is_null_=True)})
-    of_flow = FlowFilter(id=FlowFilterId(any_=[flow])) if flow else None
-    return client.read_flow_runs(flow_filter=of_flow, flow_run_filter=alone, limit=count, sort=sort)
+    alone = wanted | {"parent_task_run_id": {"is_null_": True}}
+    body: dict[str, Any] = {"flow_runs": alone, "limit": count, "sort": sort}
+    body |= {"flows": {"id": {"any_": [str(flow)]}}} if flow else {}
+    answer = client.request("POST", "/flow_runs/filter", json=body)
+    return [FlowRun.model_validate(run) for run in answer.json()]
 
 
 def _when(run: FlowRun) -> datetime | None:

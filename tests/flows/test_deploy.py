@@ -11,7 +11,8 @@ import pytest
 import yaml
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events.worker import EventsWorker
 from pydantic import SecretStr
 from rich.console import Console
@@ -139,11 +140,9 @@ def test_another_schedule_takes_the_place_of_the_first_and_makes_runs(registered
         (schedule,) = found.schedules
         assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 2", "Europe/Paris")
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": found.id}, json={})
-        runs = [
-            run
-            for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
-            if run.deployment_id == found.id
-        ]
+        wanted = {"deployments": {"id": {"any_": [str(found.id)]}}, "sort": "START_TIME_ASC"}
+        answer = client.request("POST", "/flow_runs/filter", json=wanted)
+    runs = [FlowRun.model_validate(run) for run in answer.json()]
     assert runs, "Prefect's scheduler made no run of an active schedule"
     assert all(run.state_name == "Scheduled" and run.expected_start_time.weekday() == 1 for run in runs)
 
