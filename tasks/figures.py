@@ -281,7 +281,8 @@ def candidate_figure(groups: Mapping[str, Sequence[tuple[float, float]]]) -> Fig
         axis = figure.subplots()
         for (name, points), colour in zip(groups.items(), (VERMILION, SKY, FAINT), strict=False):
             if points:
-                axis.scatter(*zip(*points, strict=True), s=12, color=colour, label=f"{name}: {len(points)}")
+                temperatures, probabilities = np.transpose(points)
+                axis.scatter(temperatures, probabilities, s=12, color=colour, label=f"{name}: {len(points)}")
         axis.set_xscale("function", functions=(np.log1p, np.expm1))
         ticks = [tick for tick in TC_TICKS if tick <= max([x for points in groups.values() for x, _ in points] or [1])]
         axis.set_xticks(ticks, [str(tick) for tick in ticks])

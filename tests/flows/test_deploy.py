@@ -139,7 +139,9 @@ def test_another_schedule_takes_the_place_of_the_first_and_makes_runs(registered
         found = client.read_deployment_by_name("refresh/refresh-weekly")
         (schedule,) = found.schedules
         assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 2", "Europe/Paris")
-        client.request("POST", "/deployments/{id}/schedule", path_params={"id": found.id}, json={})
+        client.request(
+            "POST", "/deployments/{id}/schedule", path_params={"id": found.id}, json={"min_runs": 1, "max_runs": 2}
+        )
         wanted = {"deployments": {"id": {"any_": [str(found.id)]}}, "sort": "START_TIME_ASC"}
         answer = client.request("POST", "/flow_runs/filter", json=wanted)
     runs = [FlowRun.model_validate(run) for run in answer.json()]

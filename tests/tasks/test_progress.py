@@ -56,7 +56,7 @@ def test_log_lines_have_fields(caplog):
     ("reason", "kind"),
     [
         ("'Nb3Xx' is no formula", "… is no formula"),
-        ("gap 1.25 eV, mp-12, Nb3Sn", "gap … eV, mp…, Nb3Sn"),
+        ("gap 1.25 eV, mp-12, Nb3Sn", "gap … eV, mp-…, Nb3Sn"),
         ("no crystal", "no crystal"),
     ],
 )
