@@ -7,6 +7,7 @@ from flows.report import report as write_report
 from flows.screening import screen
 from flows.train_bnas import train_bnas
 from flows.train_s2snet import train_s2snet
+from tasks.progress import leave_overview
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
@@ -25,6 +26,7 @@ from tasks.settings import (
     VaspSettings,
 )
 from tasks.stages import StageReport
+from tasks.workspace import Workspace
 
 
 @flow(name="discover")
@@ -74,10 +76,12 @@ def discover(
         grid=grid,
         processes=processes,
     )
-    return [
+    reports = [
         *data,
         train_bnas(workspace, bnas, processes),
         train_s2snet(workspace, s2snet, processes),
         screen(workspace, screening),
         write_report(workspace, report),
     ]
+    leave_overview(Workspace(workspace), "discover", reports)
+    return reports

@@ -274,6 +274,24 @@ def bar_figure(shares: Mapping[str, float], label: str) -> Figure:
         return figure
 
 
+def candidate_figure(groups: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Both networks' answers, a point a material: (Tc in kelvin, probability) by the name of the group."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for (name, points), colour in zip(groups.items(), (VERMILION, SKY, FAINT), strict=False):
+            if points:
+                temperatures, probabilities = np.transpose(points)
+                axis.scatter(temperatures, probabilities, s=12, color=colour, label=f"{name}: {len(points)}")
+        axis.set_xscale("function", functions=(np.log1p, np.expm1))
+        ticks = [tick for tick in TC_TICKS if tick <= max([x for points in groups.values() for x, _ in points] or [1])]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set(ylim=(-0.02, 1.02), xlabel="BNAS: Tc / K", ylabel="S2SNet: probability")
+        axis.minorticks_off()
+        axis.legend(fontsize=8.5)
+        return figure
+
+
 def calibration_figure(points: Sequence[tuple[float, float]], expected: str, observed: str) -> Figure:
     """Observed against expected shares (0 to 1), with the line on which they agree."""
     with mpl.rc_context(STYLE):

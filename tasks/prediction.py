@@ -5,8 +5,8 @@ k-point run, which holds the crystal too.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,20 +75,21 @@ class Prediction(BaseModel):
 
 @dataclass
 class Predictor:
-    """The latest trained networks of a workspace and what is needed to judge their answers, loaded when asked for."""
+    """The trained networks in use in a workspace and what is needed to judge their answers, loaded when asked for."""
 
     workspace: Workspace
     coverage: float = COVERAGE
+    versions: Mapping[str, str] = field(default_factory=dict)  # of ``bnas`` and ``s2snet``, in place of those in use
 
     @cached_property
     def bnas(self) -> BnasEnsemble:
-        """The latest BNAS; MissingStageError where none is trained."""
-        return load_bnas(self.workspace, coverage=self.coverage)
+        """The BNAS in use; MissingStageError where none is trained."""
+        return load_bnas(self.workspace, self.versions.get("bnas"), self.coverage)
 
     @cached_property
     def s2snet(self) -> S2SEnsemble:
-        """The latest S2SNet; MissingStageError where none is trained."""
-        return load_s2snet(self.workspace)
+        """The S2SNet in use; MissingStageError where none is trained."""
+        return load_s2snet(self.workspace, self.versions.get("s2snet"))
 
     @cached_property
     def known(self) -> KnownSuperconductors:
@@ -106,7 +107,7 @@ class Predictor:
 def predict(
     files: Sequence[str | Path], workspace: str | Path | Workspace, settings: ScreeningSettings | None = None
 ) -> list[Prediction]:
-    """Ask the latest trained networks about crystals.
+    """Ask the trained networks in use, promoted or else latest, about crystals.
 
     Parameters
     ----------

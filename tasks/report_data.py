@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from tasks.exceptions import MissingStageError
 from tasks.figures import Interval
 from tasks.held_out import read_predictions
-from tasks.model_store import latest_version, model_folder
+from tasks.model_store import chosen_version, model_folder
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
@@ -141,10 +141,10 @@ class NetworkScores:
         return f"{title}: {result} ({metric.title}: {self.title} {ours}, baseline {theirs}).{doubt}"
 
 
-def read_scores(workspace: Workspace, network: str) -> NetworkScores | None:
-    """Scores of the latest version of ``bnas`` or ``s2snet``; None where it was not trained."""
+def read_scores(workspace: Workspace, network: str, version: str | None = None) -> NetworkScores | None:
+    """Scores of a version of ``bnas`` or ``s2snet``, else of the one in use; None where it was not trained."""
     try:
-        version = latest_version(workspace, network)
+        version = version or chosen_version(workspace, network)
         metrics = workspace.read_json(f"{model_folder(network, version)}/metrics.json")
     except MissingStageError:
         return None

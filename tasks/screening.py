@@ -6,10 +6,12 @@ together, ranks what is new, and writes ``candidates/candidates.parquet``. Numbe
 the same to the last byte however often the work was interrupted.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,12 @@ from pymatgen.core import Structure
 from models.exceptions import MeissnerError
 from tasks.bands import read_bands
 from tasks.exceptions import InputError
+from tasks.figures import candidate_figure, figure_bytes
 from tasks.held_out import HeldOut, read_held_out
 from tasks.known import Known, element_amounts, find_hazards
-from tasks.model_store import latest_version
+from tasks.model_store import chosen_version
 from tasks.prediction import INDEX, SUPERCONDUCTORS, Prediction, Predictor, predict, round_significant
-from tasks.progress import Advance, leave_summary, silent, stage_progress
+from tasks.progress import Advance, leave_figure, leave_summary, leave_table, silent, stage_progress
 from tasks.schemas import CANDIDATES
 from tasks.settings import ScreeningSettings
 from tasks.shards import read_grids
@@ -50,6 +53,8 @@ SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label 
 SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
 BATCH = 16  # grids given to BNAS at once: 16 x 24 images of 2.4 MB
 TC_COLUMNS = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
+SHOWN_CANDIDATES = 50  # in a run's artifacts
+SHOWN_COLUMNS = ("rank", "formula", "space_group", "tc_kelvin", "probability", "known", "nearest_formula")
 PROBABILITY_COLUMNS = ("probability", "probability_low", "probability_high")
 
 
@@ -59,6 +64,13 @@ class Chunk:
 
     part: str
     material_ids: tuple[str, ...]
+    bnas: str
+    s2snet: str
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The networks that were in use when the work was planned: a promotion meanwhile changes nothing."""
+        return {"bnas": self.bnas, "s2snet": self.s2snet}
 
     @property
     def table(self) -> str:
@@ -102,9 +114,12 @@ def plan_screening(workspace: Workspace, settings: ScreeningSettings, chunk: int
         raise InputError(
             f"None of the {len(rows)} materials in {INDEX} has a band gap up to {settings.max_gap_ev} eV{holding}"
         )
-    shared = _shared_inputs(workspace, settings)
+    networks = {name: chosen_version(workspace, name) for name in ("bnas", "s2snet")}
+    shared = _shared_inputs(workspace, settings, networks)
     return Plan(
-        chunks=tuple(_name_chunk(shared, asked[start : start + chunk]) for start in range(0, len(asked), chunk)),
+        chunks=tuple(
+            _name_chunk(shared, networks, asked[start : start + chunk]) for start in range(0, len(asked), chunk)
+        ),
         excluded=tuple(
             Rejection(row["material_id"], f"band gap {row['band_gap_ev']:.3f} eV is above {settings.max_gap_ev} eV")
             for row in rows
@@ -115,19 +130,24 @@ def plan_screening(workspace: Workspace, settings: ScreeningSettings, chunk: int
 
 
 def screen_materials(
-    workspace: Workspace, material_ids: Sequence[str], settings: ScreeningSettings, advance: Advance = silent
+    workspace: Workspace,
+    material_ids: Sequence[str],
+    settings: ScreeningSettings,
+    advance: Advance = silent,
+    versions: Mapping[str, str] | None = None,
 ) -> tuple[pa.Table, list[Rejection]]:
-    """Predict and judge some materials.
+    """Predict and judge some materials by the networks in use, or by the ``versions`` of ``bnas`` and ``s2snet``.
 
     Returns
     -------
     Rows of CANDIDATES without a rank, in the order of the grid index, and the materials that were refused.
     """
-    predictor = Predictor(workspace, settings.coverage)
+    predictor = Predictor(workspace, settings.coverage, versions or {})
     s2snet = predictor.s2snet  # weights that cannot be loaded stop the run; they are no fault of a material
+    networks = {"bnas": predictor.bnas.version, "s2snet": s2snet.version}
     index, grids = read_grids(workspace, list(material_ids))
     crystals = _read_crystals(workspace, material_ids)
-    held_out = {network: read_held_out(workspace, network) for network in ("bnas", "s2snet")}
+    held_out = {network: read_held_out(workspace, network, used) for network, used in networks.items()}
     entries = index.to_pylist()
     rows, rejected = [], []
     for start in range(0, len(entries), BATCH):
@@ -151,7 +171,7 @@ def screen_materials(
 def screen_to_part(workspace: Workspace, chunk: Chunk, settings: ScreeningSettings, advance: Advance = silent) -> None:
     """Screen a chunk and write its part, the rows last."""
     started = time.perf_counter()
-    table, rejected = screen_materials(workspace, chunk.material_ids, settings, advance)
+    table, rejected = screen_materials(workspace, chunk.material_ids, settings, advance, chunk.versions)
     workspace.write_table(chunk.rejected, rejected_table(STAGE, rejected))
     workspace.write_json(chunk.timing, {"seconds": round(time.perf_counter() - started, 2)})
     workspace.write_table(chunk.table, table)
@@ -164,6 +184,7 @@ def join_parts(
 
     def compute() -> StageOutcome:
         table = rank_candidates(pa.concat_tables(workspace.read_table(chunk.table) for chunk in plan.chunks))
+        table = table.replace_schema_metadata(_provenance(workspace, plan, settings))
         refused = pa.concat_tables(workspace.read_table(chunk.rejected) for chunk in plan.chunks).to_pylist()
         rejected = [Rejection(row["item"], row["reason"], row["retryable"]) for row in refused]
         seconds = sum(workspace.read_json(chunk.timing)["seconds"] for chunk in plan.chunks)
@@ -182,6 +203,17 @@ def join_parts(
     return run_stage(
         workspace, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
     )
+
+
+def _provenance(workspace: Workspace, plan: Plan, settings: ScreeningSettings) -> dict[str, str]:
+    """Versions of data, code, networks and parameters, for the table's metadata."""
+    found = {
+        "code": {"meissner": version("meissner"), "screening": CODE_VERSION},
+        "networks": plan.chunks[0].versions,
+        "data": {name: workspace.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX)},
+        "settings": settings.model_dump(mode="json"),
+    }
+    return {"meissner": json.dumps(found, sort_keys=True)}
 
 
 def rank_candidates(table: pa.Table) -> pa.Table:
@@ -214,12 +246,12 @@ def summarise(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _shared_inputs(workspace: Workspace, settings: ScreeningSettings) -> list[str]:
+def _shared_inputs(workspace: Workspace, settings: ScreeningSettings, networks: Mapping[str, str]) -> list[str]:
     """What every material's answer depends on: code, networks, what is measured, the training set, the limits."""
     return [
         str(CODE_VERSION),
-        latest_version(workspace, "bnas"),
-        latest_version(workspace, "s2snet"),
+        networks["bnas"],
+        networks["s2snet"],
         workspace.fingerprint(SUPERCONDUCTORS),
         workspace.fingerprint(INDEX),
         str(settings.max_distance),
@@ -227,9 +259,9 @@ def _shared_inputs(workspace: Workspace, settings: ScreeningSettings) -> list[st
     ]
 
 
-def _name_chunk(shared: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Chunk:
+def _name_chunk(shared: Sequence[str], networks: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Chunk:
     hashes = [f"{row['material_id']} {row['sha256']} {row['bands_hash']}" for row in rows]
-    return Chunk(hash_text(*shared, *hashes)[:24], tuple(row["material_id"] for row in rows))
+    return Chunk(hash_text(*shared, *hashes)[:24], tuple(row["material_id"] for row in rows), **networks)
 
 
 def _read_crystals(workspace: Workspace, material_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -302,6 +334,17 @@ def _is_unranked(row: Mapping[str, Any]) -> bool:
     return bool(row["known"] != "none" or row["abstain"])
 
 
+def show_candidates(table: pa.Table) -> None:
+    """Leave the best candidates as a table, and both networks' answers as a picture, in the run's artifacts."""
+    rows = table.select(list(SHOWN_COLUMNS)).to_pylist()
+    leave_table("candidates", [row for row in rows if row["rank"]][:SHOWN_CANDIDATES], "The best candidates")
+    groups: dict[str, list[tuple[float, float]]] = {"ranked": [], "measured": [], "too far to judge": []}
+    for row in rows:
+        kind = "ranked" if row["rank"] else "measured" if row["known"] != "none" else "too far to judge"
+        groups[kind].append((row["tc_kelvin"], row["probability"]))
+    leave_figure("screen-answers", figure_bytes(candidate_figure(groups), "png"), "Both networks on every material")
+
+
 @task(name="plan-screening")
 def plan_chunks(workspace: str, settings: ScreeningSettings, chunk: int) -> Plan:
     """Name the chunks to screen."""
@@ -324,4 +367,6 @@ def finish_screening(
 ) -> StageReport:
     """Put the parts together, rank them, and write ``candidates/candidates.parquet``."""
     store = Workspace(workspace)
-    return leave_summary(store, join_parts(store, plan, settings, started))
+    report = join_parts(store, plan, settings, started)
+    show_candidates(store.read_table(RESULT))
+    return leave_summary(store, report)

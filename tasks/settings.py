@@ -364,6 +364,21 @@ class ReportSettings(StepSettings):
     top: int = Field(10, ge=1, description="Candidates with a panel of their own")
 
 
+class OperationsSettings(StepSettings):
+    """What runs by itself: how much at once, and who is told of what."""
+
+    cpu: int = Field(2, ge=1, description="Flow runs at once in the queue cpu: screening")
+    dft: int = Field(1, ge=1, description="Flow runs at once in the queue dft: refreshes and bands on demand")
+    gpu: int = Field(1, ge=1, description="Flow runs at once in the queue gpu: training and tuning")
+    notify: tuple[str, ...] = Field(
+        (), description="Prefect blocks to notify, as slack-webhook/NAME, sendgrid-email/NAME, custom-webhook/NAME, ..."
+    )
+    quiet_days: float = Field(10, gt=0, description="Notify when refresh-weekly has had no success for so many days")
+    score_drop: float = Field(
+        0.05, ge=0, description="Notify when a new network scores lower than the promoted one by more than this"
+    )
+
+
 def _one_or_more(value: Any) -> Any:
     """One source as it is, several as a list (in the environment as JSON)."""
     if isinstance(value, str):
@@ -411,6 +426,10 @@ class Settings(BaseSettings):
     tuning: TuningSettings = TuningSettings()
     screening: ScreeningSettings = ScreeningSettings()
     report: ReportSettings = ReportSettings()
+    operations: OperationsSettings = OperationsSettings()
+    notify_url: SecretStr | None = Field(
+        None, description="Webhook to notify, Slack's or one that takes JSON; give it as MEISSNER_NOTIFY_URL"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -444,8 +463,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            got = "" if "key" in name else f" (got {first['input']!r})"
-            raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if "key" in name else error)
+            secret = name in {"mp_api_key", "notify_url"}
+            got = "" if secret else f" (got {first['input']!r})"
+            raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if secret else error)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not valid TOML: {error}") from error
 

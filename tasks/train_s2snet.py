@@ -25,7 +25,6 @@ from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_answers, remove_checkpoints, train_network
 from models.training import one_thread, resolve_device
 from tasks.bnas_data import Part
-from tasks.events import StageEvent, publish
 from tasks.folds import cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, save_model
@@ -201,14 +200,12 @@ def trees_file(part: Part) -> str:
 
 
 def _run_part(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
-    """Do a part in a worker unless its file is there, and tell how far the stage is."""
+    """Do a part in a worker unless its file is there."""
     store = Workspace(workspace)
     if not store.exists(part.file):
         work = score_part if part.kind == "baselines" else train_part
         at_once = 1 if resolve_device(settings.device) == "cuda" else processes
         run_in_worker(work, workspace, settings, plan, part, processes=at_once)
-        done = sum(store.exists(other.file) for other in plan.parts)
-        publish(StageEvent(STAGE, done, len(plan.parts)))
     return part.file
 
 

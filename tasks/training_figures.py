@@ -19,7 +19,7 @@ from tasks.figures import (
     roc_figure,
     score_figure,
 )
-from tasks.model_store import model_folder
+from tasks.model_store import latest_version, model_folder
 from tasks.progress import leave_figure
 from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
 from tasks.workspace import Workspace
@@ -69,7 +69,7 @@ def calibration_points(calibration: Mapping[str, object]) -> list[tuple[float, f
 
 def write_training_figures(workspace: Workspace, name: str) -> list[str]:
     """Draw the latest version of a network into its folder, and leave the figures as artifacts of the run."""
-    network = read_scores(workspace, name)
+    network = read_scores(workspace, name, latest_version(workspace, name))
     if network is None:
         return []
     folder = model_folder(name, network.version)

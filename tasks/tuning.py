@@ -22,7 +22,6 @@ from models.exceptions import TrainingError
 from models.splits import make_folds
 from models.training import one_thread
 from tasks.bnas_data import choose_network, labelled_inputs, read_labelled
-from tasks.events import StageEvent, publish
 from tasks.exceptions import InputError
 from tasks.figures import bar_figure, figure_bytes
 from tasks.folds import cross_validations
@@ -339,9 +338,6 @@ def try_parameters(
 ) -> int:
     """Run one trial in a worker."""
     run_in_worker(run_trial, workspace, settings, training, number, processes=processes)
-    publish(
-        StageEvent(STAGE, len(finished_trials(open_study(Workspace(workspace), settings, training))), settings.trials)
-    )
     return number
 
 

@@ -15,7 +15,7 @@ from tasks.bnas_data import NAME
 from tasks.bnas_ensemble import COVERAGE, load_bnas
 from tasks.exceptions import InputError
 from tasks.held_out import read_held_out
-from tasks.model_store import latest_version
+from tasks.model_store import chosen_version
 from tasks.prediction import round_significant
 from tasks.progress import leave_summary, leave_table
 from tasks.schemas import PAIRS
@@ -226,7 +226,7 @@ def run_validation(workspace: Workspace, coverage: float = COVERAGE) -> StageRep
             counts={"compounds": accounted, "grids": len(there), "missing": len(missing)} | count_pairs(table),
         )
 
-    version = latest_version(workspace, NAME)
+    version = chosen_version(workspace, NAME)
     places = [place for place in [workspace, *collections_of(workspace)] if place.exists(INDEX)]
     inputs = [version, str(coverage), *(f"{place.url} {place.fingerprint(INDEX)}" for place in places)]
     inputs += [workspace.fingerprint(ORDERED_TABLE)] if workspace.exists(ORDERED_TABLE) else []

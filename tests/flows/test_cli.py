@@ -23,6 +23,10 @@ COMMANDS = (
     "validate",
     "report",
     "ui",
+    "deploy",
+    "up",
+    "status",
+    "models",
     "doctor",
 )
 
