@@ -4,11 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pymatgen.core import Structure
 
+from models.attributions import (
+    Attribution,
+    Parts,
+    head_parts,
+    integrated_gradients,
+    path_contributions,
+    random_atom_weights,
+)
 from models.cam import atom_weights
-from models.crystals import CrystalGraph, crystal_arrays, graph
+from models.crystals import ELEMENTS, CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
+from models.map_checks import SEEDS
 from models.reliability import Calibration
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_logits
@@ -55,6 +65,32 @@ class S2SEnsemble:
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
         return atom_weights(self.networks, self._graph(structure))
+
+    def attribute(self, structure: Structure) -> Attribution:
+        """Integrated gradients of an ordered crystal, in the order of its sites."""
+        with one_thread():
+            return integrated_gradients(self.networks, self._graph(structure))
+
+    def random_atom_weights(self, structure: Structure, seeds: int = SEEDS) -> np.ndarray:
+        """(seeds, atoms) ``atom_weights`` of networks that have learnt nothing."""
+        return random_atom_weights(self.networks, self._graph(structure), seeds)
+
+    def references(self, structures: Sequence[Structure]) -> list[Parts]:
+        """What ``path_contributions`` compares with: a few crystals such as those of the training set."""
+        graphs = [self._graph(structure) for structure in structures]
+        with one_thread():
+            return [head_parts(network, graphs) for network in self.networks]
+
+    def path_contributions(self, structure: Structure, references: Sequence[Parts]) -> dict[str, float]:
+        """How much atoms, lattice and composition add to the logit, compared with the references."""
+        return path_contributions(self.networks, self._graph(structure), references)
+
+    def element_embeddings(self) -> np.ndarray:
+        """(95, networks x width) float64: what an atom of each element, Z = 1 to 95, starts from."""
+        numbers = torch.arange(1, ELEMENTS + 1)
+        with torch.no_grad():
+            found = [network.embed_elements(numbers).double().numpy() for network in self.networks]
+        return np.concatenate(found, axis=1)
 
     def _graph(self, structure: Structure) -> CrystalGraph:
         return graph(crystal_arrays(structure), self.config.radius)
