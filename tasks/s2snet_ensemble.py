@@ -19,7 +19,7 @@ from models.cam import atom_weights
 from models.crystals import ELEMENTS, CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.map_checks import SEEDS
-from models.reliability import Calibration
+from models.reliability import AnyCalibration, from_document
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_logits
 from models.training import one_thread
@@ -52,7 +52,7 @@ class S2SEnsemble:
     version: str
     config: S2SNetConfig
     networks: list[S2SNet]
-    calibration: Calibration
+    calibration: AnyCalibration
 
     def predict(self, structures: Sequence[Structure]) -> S2SPrediction:
         """Ask all networks about ordered crystals; ModelInputError for one that they cannot take."""
@@ -65,6 +65,10 @@ class S2SEnsemble:
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
         return atom_weights(self.networks, self._graph(structure))
+
+    def atom_weights_each(self, structure: Structure) -> list[np.ndarray]:
+        """The same of each network alone."""
+        return [atom_weights([network], self._graph(structure)) for network in self.networks]
 
     def attribute(self, structure: Structure) -> Attribution:
         """Integrated gradients of an ordered crystal, in the order of its sites."""
@@ -109,7 +113,7 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
     stored = load_model(workspace, NAME, version)
     try:
         config = S2SNetConfig.model_validate(stored.config["network"])
-        calibration = Calibration(**stored.config["calibration"])
+        calibration = from_document(stored.config["calibration"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"The configuration of S2SNet {stored.version} is not one of this network: {error}"

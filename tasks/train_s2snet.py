@@ -9,7 +9,6 @@ Networks are pre-trained per fold, on crystals that are held out from neither th
 stored come from the calibration of the other folds.
 """
 
-from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -23,7 +22,15 @@ from scipy.special import expit
 
 from models.baselines import classification_baselines
 from models.metrics import classification_scores
-from models.reliability import fit_calibration, held_out_probabilities, reliability_curve
+from models.reliability import (
+    METHODS,
+    as_document,
+    brier_score,
+    choose_method,
+    compare_methods,
+    held_out_probabilities,
+    reliability_curve,
+)
 from models.s2snet_training import predict_logits, remove_checkpoints, train_network
 from models.splits import Fold
 from models.training import one_thread, resolve_device
@@ -144,13 +151,21 @@ def as_predictions(
     return pa.Table.from_pylist(found, schema=PREDICTIONS)
 
 
-def own_predictions(crystals: Crystals, logits: pa.Table) -> pa.Table:
+def choose_calibration(crystals: Crystals, logits: pa.Table) -> str:
+    """The calibration of least held-out log loss on the most honest split; three to choose from flatter little."""
+    chosen = _calibrating(logits)
+    return choose_method(
+        chosen["logit"].to_numpy(), crystals.labels[chosen["row"].to_numpy()], chosen["fold"].to_pylist()
+    )
+
+
+def own_predictions(crystals: Crystals, logits: pa.Table, method: str) -> pa.Table:
     """Calibrated probabilities of the networks' held-out logits (PREDICTIONS), each fold by the other folds."""
     tables = []
     for split in logits["split"].unique().to_pylist():
         chosen = logits.filter(pc.equal(logits["split"], split))
         folds, rows = np.array(chosen["fold"].to_pylist()), chosen["row"].to_numpy()
-        found = held_out_probabilities(chosen["logit"].to_numpy(), crystals.labels[rows], folds.tolist())
+        found = held_out_probabilities(chosen["logit"].to_numpy(), crystals.labels[rows], folds.tolist(), method)
         for fold in np.unique(folds):
             here = folds == fold
             tables.append(as_predictions(crystals, split, str(fold), NAME, rows[here], found[here]))
@@ -171,21 +186,30 @@ def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[st
     return scores
 
 
-def calibrate(crystals: Crystals, logits: pa.Table, own: pa.Table) -> dict[str, Any]:
-    """Calibration of the ensemble, with the reliability of held-out probabilities before and after."""
-    split = next(name for name in CALIBRATION_SPLITS if name in logits["split"].to_pylist())
-    chosen, judged = (table.filter(pc.equal(table["split"], split)) for table in (logits, own))
+def calibrate(crystals: Crystals, logits: pa.Table, own: pa.Table, method: str) -> dict[str, Any]:
+    """Calibration of the ensemble, the methods it was chosen from, and the reliability before and after."""
+    chosen = _calibrating(logits)
+    split = chosen["split"][0].as_py()
+    judged = own.filter(pc.equal(own["split"], split))
     raw, labels = chosen["logit"].to_numpy(), crystals.labels[chosen["row"].to_numpy()]
     held_out = judged["probability"].to_numpy(), judged["superconductor"].to_numpy(zero_copy_only=False).astype(float)
     return {
         "split": split,
         "materials": len(labels),
-        "fitted": asdict(fit_calibration(raw, labels)),
+        "method": method,
+        "compared": compare_methods(raw, labels, chosen["fold"].to_pylist()),
+        "fitted": as_document(method, METHODS[method](raw, labels)),
         "reliability": reliability_curve(held_out[1], held_out[0]),
-        "brier": float(np.mean(np.square(held_out[0] - held_out[1]))),
+        "brier": brier_score(held_out[1], held_out[0]),
         "reliability_uncalibrated": reliability_curve(labels, expit(raw)),
-        "brier_uncalibrated": float(np.mean(np.square(expit(raw) - labels))),
+        "brier_uncalibrated": brier_score(labels, expit(raw)),
     }
+
+
+def _calibrating(logits: pa.Table) -> pa.Table:
+    """The logits of the split that calibrates."""
+    split = next(name for name in CALIBRATION_SPLITS if name in logits["split"].to_pylist())
+    return logits.filter(pc.equal(logits["split"], split))
 
 
 def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan) -> StageOutcome:
@@ -194,9 +218,10 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
     crystals = _crystals(workspace.url, plan.data, named.network.radius)
     folds = cross_validations(crystals.measured, settings)
     logits = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds)
-    own = own_predictions(crystals, logits)
+    method = choose_calibration(crystals, logits)
+    own = own_predictions(crystals, logits, method)
     table = pa.concat_tables([own, *(workspace.read_table(part.file) for part in plan.baselines)])
-    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, logits, own)
+    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, logits, own, method)
     counts = {
         "version": plan.version,
         "crystals": len(crystals.graphs),

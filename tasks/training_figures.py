@@ -3,7 +3,8 @@
 The report and the artifacts of a training draw the same ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from tasks.progress import leave_figure
 from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
 from tasks.workspace import Workspace
 
+WILSON = 1.96  # standard deviations of a 95 % interval
 MAX_CURVES = 4  # baselines in a ROC figure: the best ones
 
 
@@ -51,20 +53,31 @@ def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> 
             if network.network == "bnas"
             else ("probability", "share that superconducts")
         )
-        found["calibration"] = (calibration_figure(points, *labels), caption)
+        before = _points(network.calibration, "reliability_uncalibrated", "predicted")
+        if before:
+            caption += " Bars are 95 % intervals of the shares."
+        intervals = share_intervals(network.calibration.get("reliability", ()))
+        found["calibration"] = (calibration_figure(points, *labels, before, intervals), caption)
     if curves is not None and len(curves):
         caption = "Mean loss of each epoch, and of what was held out, which decides nothing."
         found["curves"] = (curve_figure(_curves_by_part(curves)), caption)
     return found
 
 
-def calibration_points(calibration: Mapping[str, object]) -> list[tuple[float, float]]:
+def calibration_points(calibration: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Expected and observed shares of a stored calibration."""
-    for name, expected in (("coverage", "expected"), ("reliability", "predicted")):
-        rows = calibration.get(name)
-        if isinstance(rows, list):
-            return [(row[expected], row["observed"]) for row in rows if row["observed"] is not None]
-    return []
+    return _points(calibration, "coverage", "expected") or _points(calibration, "reliability", "predicted")
+
+
+def share_intervals(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """95 % intervals of the observed shares of a reliability curve (Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
+    found = []
+    for row in rows:
+        share, count = row["observed"], row["materials"]
+        middle = (share + WILSON**2 / (2 * count)) / (1 + WILSON**2 / count)
+        half = WILSON * np.sqrt(share * (1 - share) / count + (WILSON / (2 * count)) ** 2) / (1 + WILSON**2 / count)
+        found.append((float(middle - half), float(middle + half)))
+    return found
 
 
 def write_training_figures(workspace: Workspace, name: str) -> list[str]:
@@ -81,6 +94,10 @@ def write_training_figures(workspace: Workspace, name: str) -> list[str]:
         workspace.write_bytes(files[-1], figure_bytes(figure))
         leave_figure(f"{name}-{title}", figure_bytes(figure, "png"), f"{network.title}: {caption}")
     return files
+
+
+def _points(calibration: Mapping[str, Any], name: str, expected: str) -> list[tuple[float, float]]:
+    return [(row[expected], row["observed"]) for row in calibration.get(name, ()) if row["observed"] is not None]
 
 
 def _scores(network: NetworkScores) -> Figure:

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 
 from models.exceptions import ModelInputError
-from models.reliability import Calibration, fit_calibration, held_out_probabilities, reliability_curve
+from models.reliability import Calibration, fit_platt, held_out_probabilities, reliability_curve
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def overconfident() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_calibration_finds_the_true_scale(overconfident):
-    found = fit_calibration(*overconfident)
+    found = fit_platt(*overconfident)
     assert found.slope == pytest.approx(1 / 3, rel=0.1)
     assert found.intercept == pytest.approx(-1 / 3, abs=0.1)
 
@@ -37,7 +37,7 @@ def test_a_fold_is_calibrated_without_its_own_labels(overconfident):
 
 def test_logits_without_order_give_the_base_rate():
     labels = np.array([1.0, 0, 0, 0] * 25)
-    found = fit_calibration(np.linspace(3, -3, 100) * np.where(labels > 0, -1, 1) * 5, labels)
+    found = fit_platt(np.linspace(3, -3, 100) * np.where(labels > 0, -1, 1) * 5, labels)
     assert found.slope > 0
     assert found(np.array([-2.0, 2.0])) == pytest.approx([0.25, 0.25], abs=0.03)
 
@@ -53,7 +53,7 @@ def test_order_is_kept():
 )
 def test_what_cannot_be_calibrated_is_refused(logits, labels, message):
     with pytest.raises(ModelInputError, match=message):
-        fit_calibration(np.array(logits), np.array(labels))
+        fit_platt(np.array(logits), np.array(labels))
 
 
 def test_reliability_curve_counts_every_material():
