@@ -247,7 +247,15 @@ def describe_checks(checks: ActivationChecks) -> list[str]:
             f"{len(checks.random_weights_each)}), {meaning}."
         )
     if checks.networks_agreement is not None:
-        said.append(f"Between the trained networks it is {checks.networks_agreement:.2f}.")
+        value = checks.networks_agreement
+        meaning = (
+            "they see the same atoms"
+            if value >= HIGH
+            else "they agree in part"
+            if value > LOW
+            else "they see different atoms, so the picture hangs on each training's random start"
+        )
+        said.append(f"Between the trained networks it is {value:.2f}: {meaning}.")
     return said
 
 

@@ -24,7 +24,7 @@ from tasks.report_panels import figure_json, pretty_formula
 
 PLOTLY = "plotly.min.js"
 AZIMUTH, ELEVATION = np.radians(-62.0), np.radians(14.0)  # where the still picture is seen from
-BALL = 0.62  # radius of a drawn atom in covalent radii
+BALL = 0.45  # radius of a drawn atom in covalent radii
 COLOURS = "RdBu_r"
 
 
@@ -53,7 +53,7 @@ def still_figure(structure: Structure, maps: Mapping[str, NDArray]) -> Figure:
         axes = np.atleast_1d(figure.subplots(1, len(maps)))
         for axis, (title, weights) in zip(axes, maps.items(), strict=True):
             axis.plot(*corners.T, color=FAINT, linewidth=1.0, zorder=0)
-            _draw_bonds(axis, pairs, across, depth)
+            _draw_bonds(axis, pairs, positions, radii, depth)
             symbols = [structure[site].specie.symbol for site in sites]
             _draw_atoms(axis, symbols, np.asarray(weights)[sites], across, depth, radii)
             axis.set(xlim=(low[0] - 0.1, high[0] + 0.1), ylim=(low[1] - 0.1, high[1] + 0.1), aspect="equal")
@@ -104,10 +104,17 @@ def _project(positions: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float6
     return positions @ np.stack([right, np.cross(toward, right)], axis=1), positions @ toward
 
 
-def _draw_bonds(axis: Axes, pairs: Sequence[tuple[int, int]], across: NDArray, depth: NDArray) -> None:
+def _draw_bonds(
+    axis: Axes, pairs: Sequence[tuple[int, int]], positions: NDArray, radii: NDArray, depth: NDArray
+) -> None:
+    """Each bond from the surface of one ball to that of the other, in halves that stand in the right depth."""
     for one, other in pairs:
-        ends = across[[one, other]]
-        axis.plot(*ends.T, color=QUIET, linewidth=1.6, alpha=0.7, zorder=_order(depth, depth[[one, other]].mean()))
+        along = positions[other] - positions[one]
+        along /= np.linalg.norm(along)
+        start, end = positions[one] + radii[one] * along, positions[other] - radii[other] * along
+        for part in ((start, (start + end) / 2), ((start + end) / 2, end)):
+            ends, deep = _project(np.array(part))
+            axis.plot(*ends.T, color=QUIET, linewidth=1.6, alpha=0.7, zorder=_order(depth, deep.mean()))
 
 
 def _draw_atoms(
