@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core import Structure
 
-from tasks.figures import FAINT, INK, QUIET, STYLE
+from tasks.figures import FAINT, INK, STYLE
 from tasks.material_figures import bonds, cell_edges, crystal_figure, shown_atoms
 from tasks.report_panels import figure_json, pretty_formula
 
@@ -42,7 +42,8 @@ def still_figure(structure: Structure, maps: Mapping[str, NDArray]) -> Figure:
     corners, _ = _project(cell_edges(structure))
     pairs = bonds(structure, sites, positions)
     radii = np.array([BALL * CovalentRadius.radius.get(structure[site].specie.symbol, 1.5) for site in sites])
-    low, high = (across - radii[:, None]).min(axis=0), (across + radii[:, None]).max(axis=0)
+    low = np.nanmin(np.vstack([across - radii[:, None], corners]), axis=0)
+    high = np.nanmax(np.vstack([across + radii[:, None], corners]), axis=0)
     width, height = high - low
     panel = float(np.clip(4.4 * width / height, 2.2, 5.0))
     with mpl.rc_context(STYLE):
@@ -114,7 +115,7 @@ def _draw_bonds(
         start, end = positions[one] + radii[one] * along, positions[other] - radii[other] * along
         for part in ((start, (start + end) / 2), ((start + end) / 2, end)):
             ends, deep = _project(np.array(part))
-            axis.plot(*ends.T, color=QUIET, linewidth=1.6, alpha=0.7, zorder=_order(depth, deep.mean()))
+            axis.plot(*ends.T, color="#8a949f", linewidth=1.6, zorder=_order(depth, deep.mean()))
 
 
 def _draw_atoms(

@@ -18,11 +18,11 @@ from models.attributions import (
 from models.cam import atom_weights
 from models.crystals import ELEMENTS, CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
-from models.map_checks import SEEDS
+from models.map_checks import FIRST_SEED, SEEDS
 from models.reliability import AnyCalibration, from_document
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_logits
-from models.training import one_thread
+from models.training import build, one_thread
 from tasks.model_store import load_model, load_state
 from tasks.s2snet_data import NAME
 from tasks.workspace import Workspace
@@ -91,10 +91,16 @@ class S2SEnsemble:
 
     def element_embeddings(self) -> np.ndarray:
         """(95, networks x width) float64: what an atom of each element, Z = 1 to 95, starts from."""
-        numbers = torch.arange(1, ELEMENTS + 1)
-        with torch.no_grad():
-            found = [network.embed_elements(numbers).double().numpy() for network in self.networks]
-        return np.concatenate(found, axis=1)
+        return _embed_elements(self.networks)
+
+    def random_element_embeddings(self, seeds: int = SEEDS) -> list[np.ndarray]:
+        """The same of ensembles that have learnt nothing."""
+        count = len(self.networks)
+        starts = range(FIRST_SEED, FIRST_SEED + seeds * count, count)
+        return [
+            _embed_elements([build(lambda: S2SNet(self.config), seed) for seed in range(start, start + count)])
+            for start in starts
+        ]
 
     def _graph(self, structure: Structure) -> CrystalGraph:
         return graph(crystal_arrays(structure), self.config.radius)
@@ -124,3 +130,9 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
         load_state(network, state, f"S2SNet {stored.version}, network {number}")
         networks.append(network.eval())
     return S2SEnsemble(stored.version, config, networks, calibration)
+
+
+def _embed_elements(networks: Sequence[S2SNet]) -> np.ndarray:
+    numbers = torch.arange(1, ELEMENTS + 1)
+    with torch.no_grad():
+        return np.concatenate([network.embed_elements(numbers).double().numpy() for network in networks], axis=1)

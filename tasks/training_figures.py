@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from models.element_maps import pearson_matrix, place_elements
+from tasks.element_figures import CORRELATION_CAPTION, MAP_CAPTION, correlation_figure, element_map_figure
 from tasks.figures import (
     Interval,
     calibration_figure,
@@ -23,6 +25,7 @@ from tasks.figures import (
 from tasks.model_store import model_folder
 from tasks.progress import leave_figure
 from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
+from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.workspace import Workspace
 
 WILSON = 1.96  # standard deviations of a 95 % interval
@@ -43,7 +46,7 @@ def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> 
     if panels := _parity_panels(network) if network.network == "bnas" else {}:
         caption = "Measured and predicted Tc of each labelled material, predicted by a network that had not seen it."
         found["predictions"] = (parity_figure(panels), caption)
-    if rocs := _roc_panels(network) if network.network == "s2snet" else {}:
+    if rocs := roc_panels(network, MAX_CURVES) if network.network == "s2snet" else {}:
         caption = f"Held-out predictions of {network.title} and its best baselines."
         found["predictions"] = (roc_figure(rocs, network.title), caption)
     if points := calibration_points(network.calibration):
@@ -80,6 +83,15 @@ def share_intervals(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, fl
     return found
 
 
+def embedding_figures(s2snet: S2SEnsemble) -> dict[str, tuple[Figure, str]]:
+    """Figures of S2SNet's elements with their captions: ``elements``, ``element-map``."""
+    embeddings = s2snet.element_embeddings()
+    return {
+        "elements": (correlation_figure(*pearson_matrix(embeddings)), CORRELATION_CAPTION),
+        "element-map": (element_map_figure(place_elements(embeddings)), MAP_CAPTION),
+    }
+
+
 def write_training_figures(workspace: Workspace, name: str) -> list[str]:
     """Draw the latest version of a network into its folder, and leave the figures as artifacts of the run."""
     network = read_scores(workspace, name)
@@ -88,8 +100,11 @@ def write_training_figures(workspace: Workspace, name: str) -> list[str]:
     folder = model_folder(name, network.version)
     curves = f"{folder}/curves.parquet"
     table = workspace.read_table(curves) if workspace.exists(curves) else None
+    figures = training_figures(network, table)
+    if name == "s2snet":
+        figures |= embedding_figures(load_s2snet(workspace, network.version))
     files = []
-    for title, (figure, caption) in training_figures(network, table).items():
+    for title, (figure, caption) in figures.items():
         files.append(f"{folder}/figures/{title}.svg")
         workspace.write_bytes(files[-1], figure_bytes(figure))
         leave_figure(f"{name}-{title}", figure_bytes(figure, "png"), f"{network.title}: {caption}")
@@ -120,10 +135,13 @@ def _parity_panels(network: NetworkScores) -> dict[str, tuple[np.ndarray, np.nda
     return panels
 
 
-def _roc_panels(network: NetworkScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def roc_panels(
+    network: NetworkScores, curves: int | None = None
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Labels and held-out probabilities by split and model: the network and its best ``curves`` baselines, or all."""
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for split in network.scores:
-        for model in network.models(split)[: MAX_CURVES + 1]:
+        for model in network.models(split)[: None if curves is None else curves + 1]:
             table = own_predictions(network, split, model)
             if len(table):
                 label = table["superconductor"].to_numpy(zero_copy_only=False).astype(int)

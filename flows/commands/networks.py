@@ -186,6 +186,22 @@ def explain_s2snet(
     print_activations(Console(), found, files, rejected)
 
 
+@explain.command("elements")
+def explain_elements(
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/elements in the workspace")
+    ] = None,
+) -> None:
+    """How S2SNet sees the elements, and its held-out folds. Example: meissner explain elements --output why"""
+    from tasks.element_maps import explain_elements as draw
+    from tasks.workspace import Workspace
+
+    _, words, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
+    print("\n".join([*words, *files]))
+
+
 @validate.command("pairs")
 def validate_pairs(profile: Profile = None, workspace: Place = None) -> None:
     """Table I of the BNAS paper: four pairs, one of each a superconductor. Example: meissner validate pairs"""
