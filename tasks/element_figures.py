@@ -49,7 +49,7 @@ def element_map_figure(
     """
     shown = {symbol: share for symbol, share in (shares or {}).items() if share > 0}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 6.2), layout="constrained")
+        figure = Figure(figsize=(8.4, 6.8), layout="constrained")
         axis = figure.subplots()
         if shown:
             norm = LogNorm(100 * min(shown.values()), 100 * max(*shown.values(), 1.01 * min(shown.values())))
@@ -60,10 +60,10 @@ def element_map_figure(
                 colour = scale.to_rgba(100 * shown[symbol]) if symbol in shown else "white"
             hollow = trained is not None and not trained.get(symbol)
             face, edge = ("white" if hollow else colour), (QUIET if shares is not None else colour)
-            axis.scatter(x, y, s=190, color=[face], edgecolors=[edge], linewidths=1.0, zorder=2)
+            axis.scatter(x, y, s=150, color=[face], edgecolors=[edge], linewidths=1.0, zorder=2)
             rgb = mpl.colors.to_rgb(face)
             text = "white" if np.dot(rgb, (0.299, 0.587, 0.114)) < 0.55 else INK
-            axis.text(x, y, symbol, ha="center", va="center", fontsize=7, color=text, zorder=3)
+            axis.text(x, y, symbol, ha="center", va="center", fontsize=6.5, color=text, zorder=3)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         if shares is None:
@@ -81,6 +81,7 @@ def element_map_figure(
         elif shown:
             bar = figure.colorbar(scale, ax=axis, shrink=0.6)
             bar.set_label("predicted superconductors that hold the element (%); white: none")
+            bar.ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             bar.ax.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
             bar.ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         return figure

@@ -302,7 +302,7 @@ def calibration_figure(
         axis.plot(*zip(*points, strict=True), color=BLUE, label="after", **line)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=expected, ylabel=observed)
         if before:
-            axis.legend(title="calibration", fontsize=8.5, title_fontsize=8.5, loc="upper left")
+            axis.legend(title="calibration", fontsize=8.5, title_fontsize=8.5, loc="lower right")
         return figure
 
 
