@@ -21,7 +21,7 @@ from tasks.report_data import NetworkScores, element_shares, read_scores
 from tasks.s2snet_data import NAME, ORDERED
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.screening import RESULT, SUPERCONDUCTOR_PROBABILITY
-from tasks.training_figures import roc_panels, training_figures
+from tasks.training_figures import draw_calibration, roc_panels
 from tasks.workspace import Workspace
 
 FOLDER = "explain/elements"
@@ -206,9 +206,8 @@ def score_files(network: NetworkScores) -> dict[str, bytes]:
                         {"split": split, "model": model, "false_positive_rate": false, "true_positive_rate": true}
                     )
     files = _pair("roc", roc_figure(panels, network.title), rows) if rows else {}
-    figures = training_figures(network)
-    if "calibration" in figures:
-        files["calibration.svg"] = figure_bytes(figures["calibration"][0])
+    if drawn := draw_calibration(network):
+        files["calibration.svg"] = figure_bytes(drawn[0])
         files["calibration.json"] = _as_json(dict(network.calibration))
     return files
 

@@ -49,22 +49,28 @@ def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> 
     if rocs := roc_panels(network, MAX_CURVES) if network.network == "s2snet" else {}:
         caption = f"Held-out predictions of {network.title} and its best baselines."
         found["predictions"] = (roc_figure(rocs, network.title), caption)
-    if points := calibration_points(network.calibration):
-        caption = "On held-out materials; on the line, intervals and probabilities mean what they say."
-        labels = (
-            ("meant coverage", "share inside")
-            if network.network == "bnas"
-            else ("probability", "share that superconducts")
-        )
-        before = _points(network.calibration, "reliability_uncalibrated", "predicted")
-        if before:
-            caption += " Bars are 95 % intervals of the shares."
-        intervals = share_intervals(network.calibration.get("reliability", ()))
-        found["calibration"] = (calibration_figure(points, *labels, before, intervals), caption)
+    if drawn := draw_calibration(network):
+        found["calibration"] = drawn
     if curves is not None and len(curves):
         caption = "Mean loss of each epoch, and of what was held out, which decides nothing."
         found["curves"] = (curve_figure(_curves_by_part(curves)), caption)
     return found
+
+
+def draw_calibration(network: NetworkScores) -> tuple[Figure, str] | None:
+    """Reliability of a network's intervals or probabilities with its caption; None where none is stored."""
+    points = calibration_points(network.calibration)
+    if not points:
+        return None
+    caption = "On held-out materials; on the line, intervals and probabilities mean what they say."
+    labels = (
+        ("meant coverage", "share inside") if network.network == "bnas" else ("probability", "share that superconducts")
+    )
+    before = _points(network.calibration, "reliability_uncalibrated", "predicted")
+    if before:
+        caption += " Bars are 95 % intervals of the shares."
+    intervals = share_intervals(network.calibration.get("reliability", ()))
+    return calibration_figure(points, *labels, before, intervals), caption
 
 
 def calibration_points(calibration: Mapping[str, Any]) -> list[tuple[float, float]]:

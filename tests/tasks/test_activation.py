@@ -1,5 +1,7 @@
 """Activation maps of S2SNet and their checks, on published crystals and through the command line."""
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -20,7 +22,6 @@ from tasks.activation import (
 from tasks.crystal_pictures import still_figure
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
-from tasks.figures import figure_bytes
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.workspace import Workspace
 from tests.conftest import ROOT
@@ -52,46 +53,54 @@ def explained(screened: Workspace, tmp_path_factory: pytest.TempPathFactory):
     index = screened.read_table("crystals/ordered.parquet")
     labelled = index.filter(index["tc_kelvin"].is_valid())["material_id"][0].as_py()
     names = [str(CRYSTALS / "BaFe2S3.cif"), str(CRYSTALS / "H3S.cif"), labelled, "nothing"]
-    return (*explain_crystals(screened, names, str(folder)), folder)
+    command = ["meissner", "explain", "s2snet", *names, "--workspace", screened.url, "--output", str(folder)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+    found = [json.loads((folder / name / "numbers.json").read_text()) for name in ("BaFe2S3", "H3S", labelled)]
+    return found, shown.getvalue(), folder
 
 
 def test_every_crystal_has_its_files_and_what_is_missing_is_told(explained):
-    found, files, rejected, folder = explained
-    assert [one.numbers["formula"] for one in found[:2]] == ["BaFe2S3", "H3S"]
-    assert [item.item for item in rejected] == ["nothing"]
-    assert "neither a CIF, POSCAR or JSON file nor an ordered crystal" in rejected[0].reason
-    names = [Path(file).relative_to(folder).as_posix() for file in files]
-    assert names[:2] == ["plotly.min.js", "crystals.parquet"]
-    assert [f"H3S/{name}" for name in FILES] == [name for name in names if name.startswith("H3S")]
-    assert all(Path(file).stat().st_size > 0 for file in files)
+    found, shown, folder = explained
+    assert [one["formula"] for one in found[:2]] == ["BaFe2S3", "H3S"]
+    assert "nothing is left out: 'nothing' is neither a CIF, POSCAR or JSON file nor an ordered crystal" in shown
+    assert sorted(path.name for path in (folder / "H3S").iterdir()) == sorted(FILES)
+    assert all(str(folder / "H3S" / name) in shown for name in FILES)
     assert pq.read_table(folder / "crystals.parquet")["formula"].to_pylist()[:2] == ["BaFe2S3", "H3S"]
 
 
+def test_the_command_prints_numbers_and_what_they_mean(explained):
+    found, shown, _ = explained
+    assert "atoms' share" in shown
+    assert all(" ".join(one["words"]) in shown for one in found)
+
+
 def test_the_table_holds_the_maps(explained, screened: Workspace):
-    found, _, _, folder = explained
+    (numbers, *_), _, folder = explained
     structure = read_structure(CRYSTALS / "BaFe2S3.cif")
     table = pq.read_table(folder / "BaFe2S3" / "atoms.parquet")
     assert table["element"].to_pylist() == [site.specie.symbol for site in structure]
     np.testing.assert_allclose(table["activation"], load_s2snet(screened).atom_weights(structure), atol=1e-4)
-    numbers = found[0].numbers
     assert sum(table["gradients"].to_pylist()) == pytest.approx(numbers["gradients_difference"], abs=1e-3)
     assert numbers["gradients_sum"] == pytest.approx(numbers["gradients_difference"], abs=1e-3)
     assert (numbers["kinds"], numbers["sites"], numbers["trained_on"]) == (4, 24, False)
     assert -1 <= numbers["agreement"] <= 1
     assert len(numbers["random_weights_each"]) == 5
-    written = json.loads((folder / "BaFe2S3" / "numbers.json").read_text())
-    assert written == numbers | {"words": found[0].words}
 
 
 def test_two_kinds_of_sites_are_too_few_for_a_rank_correlation(explained):
     hydride = explained[0][1]
-    assert (hydride.numbers["kinds"], hydride.numbers["agreement"]) == (2, None)
-    assert "With 2 kinds of sites a rank correlation says nothing" in hydride.words[1]
+    assert (hydride["kinds"], hydride["agreement"]) == (2, None)
+    assert "With 2 kinds of sites a rank correlation says nothing" in hydride["words"][1]
 
 
 def test_a_crystal_of_the_training_set_is_called_one(explained):
-    assert explained[0][2].numbers["trained_on"] is True
-    assert "a memory, no prediction" in explained[0][2].words[-1]
+    assert explained[0][2]["trained_on"] is True
+    assert "a memory, no prediction" in explained[0][2]["words"][-1]
 
 
 def test_the_contributions_add_up_to_the_answer(explained, screened: Workspace):
@@ -99,11 +108,11 @@ def test_the_contributions_add_up_to_the_answer(explained, screened: Workspace):
     structures = [read_structure(CRYSTALS / "BaFe2S3.cif"), *reference_structures(screened)]
     own, *others = np.log(s2snet.predict(structures).probability / (1 - s2snet.predict(structures).probability))
     logit, mean = ((value - 0.2) / 2.0 for value in (own, np.mean(others)))  # the calibration that is stored there
-    assert sum(explained[0][0].numbers["contributions"].values()) == pytest.approx(logit - mean, abs=1e-3)
+    assert sum(explained[0][0]["contributions"].values()) == pytest.approx(logit - mean, abs=1e-3)
 
 
 def test_the_page_stands_alone_beside_plotly(explained):
-    folder = explained[3]
+    folder = explained[2]
     page = (folder / "BaFe2S3" / "crystal.html").read_text()
     assert 'src="../plotly.min.js"' in page
     assert "BaFe<sub>2</sub>S<sub>3</sub>" in page
@@ -115,8 +124,10 @@ def test_the_page_stands_alone_beside_plotly(explained):
 def test_a_still_picture_shows_the_numbers_it_is_given():
     structure = read_structure(CRYSTALS / "H3S.cif")
     weights = np.array([1.0 if site.specie.symbol == "H" else -1.0 for site in structure])
-    pictures = [figure_bytes(still_figure(structure, {"map": sign * weights})) for sign in (1, 1, -1)]
-    assert pictures[0] == pictures[1] != pictures[2]
+    axis = still_figure(structure, {"map": weights}).axes[0]
+    shown = {(text.get_text(), patch.get_facecolor()) for text, patch in zip(axis.texts, axis.patches, strict=True)}
+    assert len(axis.patches) == 9 + 12 + 6  # S on corners and in the middle, H on edges and faces
+    assert {symbol: colour[0] > colour[2] for symbol, colour in shown} == {"H": True, "S": False}  # red, blue
 
 
 def test_sites_that_symmetry_joins_are_one_kind():
@@ -162,16 +173,3 @@ def test_what_is_not_there_is_told(screened: Workspace, tmp_path: Path):
         explain_crystals(screened, ["nothing", "nowhere"])
     with pytest.raises(MissingStageError, match="No trained s2snet"):
         explain_crystals(Workspace(tmp_path), ["nothing"])
-
-
-def test_the_command_prints_numbers_and_what_they_mean(screened: Workspace, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    arguments = [str(CRYSTALS / "H3S.cif"), "--workspace", screened.url, "--output", str(tmp_path / "why")]
-    monkeypatch.setattr(sys, "argv", ["meissner", "explain", "s2snet", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
-    assert "atoms' share" in shown
-    assert "The atoms' path carries" in shown
-    assert str(tmp_path / "why" / "H3S" / "crystal.html") in shown
