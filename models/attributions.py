@@ -22,7 +22,9 @@ from models.map_checks import FIRST_SEED, SEEDS, rank_correlation
 from models.s2snet import CrystalHead, S2SNet
 from models.training import build
 
-STEPS = 32  # points of the Gauss-Legendre rule along the path
+STEPS = 32  # points of the Gauss-Legendre rule along the path, doubled until the sum is right
+MOST_STEPS = 1024
+COMPLETE = 0.002  # largest gap between sum and difference of logits, in units of the larger of 1 and the difference
 AT_ONCE = 8  # points of the path in one batch
 DECIMALS = 4  # of a map whose largest value is 1: below, equivalent atoms differ by rounding only
 FEWEST = 3  # different values that a rank correlation needs to say anything
@@ -57,7 +59,8 @@ def integrated_gradients(networks: Sequence[S2SNet], crystal: CrystalGraph, step
 
     Integrated gradients (Sundararajan, Taly and Yan, ICML 2017) by captum, on what the atoms start from, along the
     straight line from atoms in the same places whose elements are hidden, as in the pre-training. Lattice and
-    composition descriptors stay those of the crystal. In 64 bits.
+    composition descriptors stay those of the crystal. In 64 bits; ``steps`` is doubled, up to MOST_STEPS, until the sum
+    over the atoms is complete.
     """
     found = [_integrate(copy.deepcopy(network).double().eval(), crystal, steps) for network in networks]
     return Attribution(np.mean([atoms for atoms, _ in found], axis=0), float(np.mean([both for _, both in found])))
@@ -140,8 +143,12 @@ def _integrate(network: S2SNet, crystal: CrystalGraph, steps: int) -> tuple[np.n
         start = network.start(batch)
         hidden = network.start(replace(batch, numbers=torch.full_like(batch.numbers, MASKED)))
         difference = float(logits(start) - logits(hidden))
-    found = IntegratedGradients(logits).attribute(start, hidden, n_steps=steps, internal_batch_size=AT_ONCE)
-    return found.sum(dim=-1)[0].detach().numpy(), difference
+    method = IntegratedGradients(logits)
+    while True:
+        found = method.attribute(start, hidden, n_steps=steps, internal_batch_size=AT_ONCE).sum(dim=-1)[0].detach()
+        if abs(float(found.sum()) - difference) <= COMPLETE * max(1.0, abs(difference)) or steps >= MOST_STEPS:
+            return found.numpy(), difference
+        steps *= 2
 
 
 def _double(batch: CrystalBatch) -> CrystalBatch:
