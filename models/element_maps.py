@@ -16,7 +16,7 @@ SEED = 0
 
 @functools.cache
 def mendeleev_order() -> tuple[str, ...]:
-    """The 95 symbols in Mendeleev's order (Pettifor, Solid State Communications 51, 31, 1984), as pymatgen numbers them."""
+    """The 95 symbols in Mendeleev's order (Pettifor, Solid State Communications 51, 31, 1984)."""
     return tuple(sorted(SYMBOLS, key=lambda symbol: Element(symbol).mendeleev_no))
 
 

@@ -103,7 +103,7 @@ def reference_structures(workspace: Workspace, count: int = REFERENCES) -> list[
     """At most ``count`` of the crystals with a measurement, evenly through the order of their ids."""
     table = workspace.read_table(ORDERED, ["material_id", "tc_kelvin", "structure"]).sort_by("material_id")
     texts = table.filter(pc.is_valid(table["tc_kelvin"]))["structure"].to_pylist()
-    chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(int)) if texts else []
+    chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(int))
     return [Structure.from_str(texts[place], fmt="json") for place in chosen]
 
 

@@ -126,7 +126,9 @@ def _draw_atoms(
         order = _order(depth, deep)
         axis.add_patch(Circle(tuple(place), radius, facecolor=colour, edgecolor=INK, linewidth=0.8, zorder=order))
         text = "white" if abs(value) > 0.65 else INK
-        axis.text(*place, symbol, ha="center", va="center", fontsize=7, color=text, zorder=order, clip_on=True)
+        axis.text(
+            place[0], place[1], symbol, ha="center", va="center", fontsize=7, color=text, zorder=order, clip_on=True
+        )
 
 
 def _order(depth: NDArray, here: float) -> float:

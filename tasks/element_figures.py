@@ -1,6 +1,7 @@
 """Figures of how S2SNet sees the elements; matplotlib, as in ``tasks.figures``."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -55,9 +56,9 @@ def element_map_figure(
             norm = LogNorm(100 * min(shown.values()), 100 * max(*shown.values(), 1.01 * min(shown.values())))
             scale = mpl.cm.ScalarMappable(norm, "cividis_r")
         for symbol, (x, y) in zip(SYMBOLS, places, strict=True):
-            colour = BLOCK_COLOURS[Element(symbol).block]
+            colour: Any = BLOCK_COLOURS[Element(symbol).block]
             if shares is not None:
-                colour = scale.to_rgba(100 * shown[symbol]) if symbol in shown else "white"
+                colour = scale.to_rgba(np.array(100 * shown[symbol])) if symbol in shown else "white"
             hollow = trained is not None and not trained.get(symbol)
             face, edge = ("white" if hollow else colour), (QUIET if shares is not None else colour)
             axis.scatter(x, y, s=150, color=[face], edgecolors=[edge], linewidths=1.0, zorder=2)

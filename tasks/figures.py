@@ -294,7 +294,7 @@ def calibration_figure(
         figure = Figure(figsize=(3.6, 3.4), layout="constrained")
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
-        line = {"marker": "o", "markersize": 4, "linewidth": 1.2}
+        line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2}
         if before:
             axis.plot(*zip(*before, strict=True), color=ORANGE, linestyle=(0, (3, 2)), label="before", **line)
         for (place, _), (low, high) in zip(points, intervals, strict=bool(intervals)):
