@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.reliability import Calibration, fit_calibration
+from models.reliability import DEFAULT, METHODS, Calibration, fit_platt
 
 STEPS = 41  # shares that are tried, evenly from 0 to 1
 
@@ -38,7 +38,7 @@ def fit_blend(network: np.ndarray, trees: np.ndarray, labels: np.ndarray) -> tup
     for share in np.linspace(0, 1, STEPS):
         blend = Blend(float(share))
         logits = blend(network, trees)
-        calibration = fit_calibration(logits, labels)
+        calibration = fit_platt(logits, labels)
         scores = calibration.slope * logits + calibration.intercept
         loss = float(np.mean(np.logaddexp(0, scores) - np.asarray(labels) * scores))
         losses.append(loss)
@@ -47,9 +47,9 @@ def fit_blend(network: np.ndarray, trees: np.ndarray, labels: np.ndarray) -> tup
 
 
 def held_out_blend(
-    network: np.ndarray, trees: np.ndarray, labels: np.ndarray, folds: np.ndarray
+    network: np.ndarray, trees: np.ndarray, labels: np.ndarray, folds: np.ndarray, method: str = DEFAULT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) blended logits and (n,) calibrated probabilities, each fold's by the blend of the others.
+    """(n,) blended logits and (n,) probabilities, each fold's by the blend and the calibration of the others.
 
     Where the other folds hold one class only, both count half, uncalibrated.
     """
@@ -58,9 +58,9 @@ def held_out_blend(
     for name in np.unique(names):
         here = names == name
         if 0 < labels[~here].sum() < (~here).sum():
-            blend, calibration = fit_blend(network[~here], trees[~here], labels[~here])
+            blend, _ = fit_blend(network[~here], trees[~here], labels[~here])
             logits[here] = blend(network[here], trees[here])
-            found[here] = calibration(logits[here])
+            found[here] = METHODS[method](blend(network[~here], trees[~here]), labels[~here])(logits[here])
     return logits, found
 
 

@@ -18,7 +18,7 @@ Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -133,7 +133,17 @@ class S2SNet(nn.Module):
     def encode(self, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings of the atoms after all attention layers; padding holds numbers without meaning."""
         expanded = self._expand(batch)
-        atoms = self._embed(batch, expanded)
+        return self._attend(self._embed(batch, expanded), batch, expanded)
+
+    def start(self, batch: CrystalBatch) -> torch.Tensor:
+        """(B, N, D) what the atoms start from, elements and places, before any attention layer."""
+        return self._embed(batch, self._expand(batch))
+
+    def attend(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
+        """(B, N, D) embeddings after all attention layers from those that `start` gives."""
+        return self._attend(atoms, batch, self._expand(batch))
+
+    def _attend(self, atoms: torch.Tensor, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
         biases = self._attention_biases(batch, expanded)
         for layer, bias in zip(self.layers, biases, strict=True):
             atoms = layer(atoms, bias)
@@ -142,6 +152,16 @@ class S2SNet(nn.Module):
     def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B,) logits from the (B, N, D) embeddings of the atoms."""
         return self.head(atoms, batch)[:, 0]
+
+    def embed_elements(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(..., D) what an atom of each atomic number (...) is, before it is told of its place."""
+        atoms = self.properties.new_zeros(())
+        if self.embedding is not None:
+            scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
+            atoms = self.embedding(numbers) * scale
+        if self.property_map is not None:
+            atoms = atoms + self.property_map(self.properties[numbers])
+        return atoms
 
     def fit_descriptors(self, batches: Iterable[CrystalBatch]) -> None:
         """Take mean and deviation of the composition descriptors from training crystals, in place."""
@@ -160,12 +180,7 @@ class S2SNet(nn.Module):
         return self.radial(batch.distances if needed else batch.distances[:0])
 
     def _embed(self, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
-        atoms: torch.Tensor | float = 0.0
-        if self.embedding is not None:
-            scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
-            atoms = self.embedding(batch.numbers) * scale
-        if self.property_map is not None:
-            atoms = atoms + self.property_map(self.properties[batch.numbers])
+        atoms = self.embed_elements(batch.numbers)
         positions = self.position_map(self._positions(batch, expanded))
         if self.position_norm is None:
             return atoms + positions
@@ -284,11 +299,24 @@ class CrystalHead(nn.Module):
 
     def forward(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings to (B, 1 or 2) answers."""
-        crystal = self.aggregate(atoms, batch.multiplicity)
+        return self.join(self.parts(atoms, batch))
+
+    def parts(self, atoms: torch.Tensor, batch: CrystalBatch) -> dict[str, torch.Tensor]:
+        """What reaches the fully connected layers, each (B, ...): ``atoms``, ``lattice``, ``composition``."""
+        found = {"atoms": self.aggregate(atoms, batch.multiplicity)}
         if self.lattice_map is not None:
-            crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
+            found["lattice"] = self.lattice_map(_lattice_numbers(self.config.lattice, batch))
         if self.composition is not None:
-            crystal = torch.cat([crystal, self.composition(batch)], dim=1)
+            found["composition"] = self.composition(batch)
+        return found
+
+    def join(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, 1 or 2) answers from what `parts` gives; the first is the logit."""
+        crystal = parts["atoms"]
+        if "lattice" in parts:
+            crystal = crystal + parts["lattice"]
+        if "composition" in parts:
+            crystal = torch.cat([crystal, parts["composition"]], dim=1)
         return self.fully_connected(crystal)
 
 

@@ -292,14 +292,35 @@ def candidate_figure(groups: Mapping[str, Sequence[tuple[float, float]]]) -> Fig
         return figure
 
 
-def calibration_figure(points: Sequence[tuple[float, float]], expected: str, observed: str) -> Figure:
-    """Observed against expected shares (0 to 1), with the line on which they agree."""
+def calibration_figure(
+    points: Sequence[tuple[float, float]],
+    expected: str,
+    observed: str,
+    before: Sequence[tuple[float, float]] = (),
+    intervals: Sequence[tuple[float, float]] = (),
+) -> Figure:
+    """Observed against expected shares (0 to 1), with the line on which they agree.
+
+    Parameters
+    ----------
+    before
+        The same before calibration, drawn behind; none: not drawn.
+    intervals
+        Low and high end of the observed share of each of ``points``; none: not drawn.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.4), layout="constrained")
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
-        axis.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.2)
+        line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2}
+        if before:
+            axis.plot(*zip(*before, strict=True), color=ORANGE, linestyle=(0, (3, 2)), label="before", **line)
+        for (place, _), (low, high) in zip(points, intervals, strict=bool(intervals)):
+            axis.plot([place, place], [low, high], color=BLUE, linewidth=0.9, alpha=0.6)
+        axis.plot(*zip(*points, strict=True), color=BLUE, label="after", **line)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=expected, ylabel=observed)
+        if before:
+            axis.legend(title="calibration", fontsize=8.5, title_fontsize=8.5, loc="lower right")
         return figure
 
 

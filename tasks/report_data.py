@@ -33,6 +33,11 @@ SPLIT_TITLES = {
     "family": "one family left out",
     "year": "by year of first report",
 }
+CALIBRATIONS = {
+    "temperature": "Temperature scaling",
+    "platt": "Platt's scaling",
+    "isotonic": "Isotonic regression",
+}
 EXAMPLES = 6  # refusals shown for each reason's stage
 
 
@@ -95,7 +100,8 @@ class NetworkScores:
             return f"Intervals held, in per cent of {where}: {held} meant."
         if found.get("brier_uncalibrated") is not None:
             before, after = found["brier_uncalibrated"], found["brier"]
-            return f"Calibration took the Brier score from {before:.3f} to {after:.3f} ({where})."
+            method = CALIBRATIONS.get(found.get("method", ""), "Calibration")
+            return f"{method} took the Brier score from {before:.3f} to {after:.3f} ({where})."
         return ""
 
     def models(self, split: str) -> list[str]:

@@ -31,7 +31,7 @@ CAPTIONS = {
     ),
     "crystal": (
         "Unit cell. Colour: how much each atom raises (red) or lowers (blue) the probability that S2SNet gives, from "
-        "-1 to 1. Lines join atoms within bonding range."
+        "-1 to 1. Lines join atoms within bonding range. `meissner explain s2snet ID` says what the picture is worth."
     ),
     "planes": (
         "Planes through the zone centre in fractional coordinates along the reciprocal axes. Above: the band nearest "

@@ -4,17 +4,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pymatgen.core import Structure
 
+from models.attributions import (
+    Attribution,
+    Parts,
+    head_parts,
+    integrated_gradients,
+    path_contributions,
+    random_atom_weights,
+)
 from models.blending import Blend
 from models.cam import atom_weights
 from models.crystal_trees import CrystalTrees, crystal_features
-from models.crystals import CrystalGraph, crystal_arrays, graph
+from models.crystals import ELEMENTS, CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
-from models.reliability import Calibration
+from models.map_checks import FIRST_SEED, SEEDS
+from models.reliability import AnyCalibration, from_document
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_answers
-from models.training import one_thread
+from models.training import build, one_thread
 from tasks.model_store import load_model, load_state, model_folder
 from tasks.s2snet_data import NAME
 from tasks.workspace import Workspace
@@ -55,7 +65,7 @@ class S2SEnsemble:
     version: str
     config: S2SNetConfig
     networks: list[S2SNet]
-    calibration: Calibration
+    calibration: AnyCalibration
     trees: list[CrystalTrees]
     blend: Blend
     tc_blend: Blend
@@ -79,6 +89,42 @@ class S2SEnsemble:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
         return atom_weights(self.networks, self._graph(structure))
 
+    def atom_weights_each(self, structure: Structure) -> list[np.ndarray]:
+        """The same of each network alone."""
+        return [atom_weights([network], self._graph(structure)) for network in self.networks]
+
+    def attribute(self, structure: Structure) -> Attribution:
+        """Integrated gradients of an ordered crystal, in the order of its sites."""
+        with one_thread():
+            return integrated_gradients(self.networks, self._graph(structure))
+
+    def random_atom_weights(self, structure: Structure, seeds: int = SEEDS) -> np.ndarray:
+        """(seeds, atoms) ``atom_weights`` of networks that have learnt nothing."""
+        return random_atom_weights(self.networks, self._graph(structure), seeds)
+
+    def references(self, structures: Sequence[Structure]) -> list[Parts]:
+        """What ``path_contributions`` compares with: a few crystals such as those of the training set."""
+        graphs = [self._graph(structure) for structure in structures]
+        with one_thread():
+            return [head_parts(network, graphs) for network in self.networks]
+
+    def path_contributions(self, structure: Structure, references: Sequence[Parts]) -> dict[str, float]:
+        """How much atoms, lattice and composition add to the logit, compared with the references."""
+        return path_contributions(self.networks, self._graph(structure), references)
+
+    def element_embeddings(self) -> np.ndarray:
+        """(95, networks x width) float64: what an atom of each element, Z = 1 to 95, starts from."""
+        return _embed_elements(self.networks)
+
+    def random_element_embeddings(self, seeds: int = SEEDS) -> list[np.ndarray]:
+        """The same of ensembles that have learnt nothing."""
+        count = len(self.networks)
+        starts = range(FIRST_SEED, FIRST_SEED + seeds * count, count)
+        return [
+            _embed_elements([build(lambda: S2SNet(self.config), seed) for seed in range(start, start + count)])
+            for start in starts
+        ]
+
     def _graph(self, structure: Structure) -> CrystalGraph:
         return graph(crystal_arrays(structure), self.config.radius)
 
@@ -96,7 +142,7 @@ def load_s2snet(workspace: Workspace, version: str | None = None) -> S2SEnsemble
     stored = load_model(workspace, NAME, version)
     try:
         config = S2SNetConfig.model_validate(stored.config["network"])
-        calibration = Calibration(**stored.config["calibration"])
+        calibration = from_document(stored.config["calibration"])
         shares = stored.config.get("shares")  # none in models from before the blend
         blends = [Blend((shares or {}).get(name) or 0.0) for name in ("logit", "tc")]
     except (KeyError, TypeError, ValueError) as error:
@@ -118,3 +164,9 @@ def _load_trees(workspace: Workspace, version: str, number: int) -> CrystalTrees
         return CrystalTrees(**workspace.read_json(file))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file} in the workspace {workspace.url} does not hold trees: {error}") from error
+
+
+def _embed_elements(networks: Sequence[S2SNet]) -> np.ndarray:
+    numbers = torch.arange(1, ELEMENTS + 1)
+    with torch.no_grad():
+        return np.concatenate([network.embed_elements(numbers).double().numpy() for network in networks], axis=1)

@@ -1,6 +1,5 @@
 """What the parts of a training of S2SNet have answered, as predictions with scores, calibration and gains."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import expit
 
-from models.blending import Blend, fit_blend, fit_share, held_out_blend, held_out_values
+from models.blending import fit_blend, fit_share, held_out_blend, held_out_values
 from models.crystal_trees import CrystalTrees
 from models.metrics import auc_gain, classification_scores, regression_scores
-from models.reliability import fit_calibration, held_out_probabilities, reliability_curve
+from models.reliability import (
+    METHODS,
+    as_document,
+    brier_score,
+    choose_method,
+    compare_methods,
+    held_out_probabilities,
+    reliability_curve,
+)
 from models.splits import Fold
 from tasks.bnas_ensemble import CALIBRATION_SPLITS
 from tasks.s2snet_data import NAME, Crystals, TrainingPlan
@@ -80,7 +87,12 @@ def as_predictions(
     return pa.Table.from_pylist(found, schema=PREDICTIONS)
 
 
-def own_predictions(crystals: Crystals, answers: pa.Table) -> pa.Table:
+def choose_calibration(crystals: Crystals, answers: pa.Table) -> str:
+    """The calibration of least held-out log loss on the most honest split; three to choose from flatter little."""
+    return choose_method(*_blended(crystals, _calibrating(answers)))
+
+
+def own_predictions(crystals: Crystals, answers: pa.Table, method: str) -> pa.Table:
     """Calibrated held-out probabilities and temperatures (PREDICTIONS), each fold by the other folds.
 
     Where there are trees: of the blend, of the network alone and of the trees alone.
@@ -89,7 +101,7 @@ def own_predictions(crystals: Crystals, answers: pa.Table) -> pa.Table:
     for split in answers["split"].unique().to_pylist():
         chosen = answers.filter(pc.equal(answers["split"], split))
         folds, rows = np.array(chosen["fold"].to_pylist()), chosen["row"].to_numpy()
-        for model, (probability, log_tc) in _held_out(chosen, crystals, rows, folds).items():
+        for model, (probability, log_tc) in _held_out(chosen, crystals, rows, folds, method).items():
             tc = np.expm1(np.maximum(log_tc, 0.0))
             for fold in np.unique(folds):
                 here = folds == fold
@@ -100,19 +112,19 @@ def own_predictions(crystals: Crystals, answers: pa.Table) -> pa.Table:
 
 
 def _held_out(
-    chosen: pa.Table, crystals: Crystals, rows: np.ndarray, folds: np.ndarray
+    chosen: pa.Table, crystals: Crystals, rows: np.ndarray, folds: np.ndarray, method: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Probability and ln(Tc/K + 1) of each model on the rows of one split."""
     labels, target = crystals.labels[rows], crystals.log_tc[rows]
     logits, log_tc, trees, trees_tc = _numbers(chosen)
-    alone = (held_out_probabilities(logits, labels, folds.tolist()), log_tc)
+    alone = (held_out_probabilities(logits, labels, folds.tolist(), method), log_tc)
     if np.isnan(trees).any():
         return {NAME: alone}
     both_tc = held_out_values(log_tc, trees_tc, target, folds) if np.isfinite(log_tc).all() else trees_tc
     return {
-        NAME: (held_out_blend(logits, trees, labels, folds)[1], both_tc),
+        NAME: (held_out_blend(logits, trees, labels, folds, method)[1], both_tc),
         NETWORK_ALONE: alone,
-        TREES_ALONE: (held_out_probabilities(trees, labels, folds.tolist()), trees_tc),
+        TREES_ALONE: (held_out_probabilities(trees, labels, folds.tolist(), method), trees_tc),
     }
 
 
@@ -167,35 +179,50 @@ def _by_model(table: pa.Table) -> list[tuple[str, str, pa.Table]]:
     ]
 
 
-def calibrate(crystals: Crystals, answers: pa.Table, own: pa.Table) -> dict[str, Any]:
-    """Calibration of the ensemble, and the trees' shares, with the reliability of held-out probabilities.
+def calibrate(crystals: Crystals, answers: pa.Table, own: pa.Table, method: str) -> dict[str, Any]:
+    """Calibration of the ensemble, the methods it was chosen from, the trees' shares, the reliability before and after.
 
     ``shares`` is None without trees; its ``tc`` is None where only the trees know a temperature.
     """
-    split = next(name for name in CALIBRATION_SPLITS if name in answers["split"].to_pylist())
-    chosen, judged = (table.filter(pc.equal(table["split"], split)) for table in (answers, own))
-    judged = judged.filter(pc.equal(judged["model"], NAME))
-    rows = chosen["row"].to_numpy()
+    chosen = _calibrating(answers)
+    split, rows = chosen["split"][0].as_py(), chosen["row"].to_numpy()
+    judged = own.filter(pc.and_(pc.equal(own["split"], split), pc.equal(own["model"], NAME)))
     labels, target = crystals.labels[rows], crystals.log_tc[rows]
-    logits, log_tc, trees, trees_tc = _numbers(chosen)
+    raw, log_tc, trees, trees_tc = _numbers(chosen)
     shares: dict[str, float | None] | None = None
-    raw, calibration = logits, fit_calibration(logits, labels)
     if np.isfinite(trees).all():
-        blend, calibration = fit_blend(logits, trees, labels)
+        blend, _ = fit_blend(raw, trees, labels)
         known = np.isfinite(log_tc).all()
         shares = {"logit": blend.share, "tc": fit_share(log_tc, trees_tc, target).share if known else None}
-        raw = Blend(blend.share)(logits, trees)
+        raw = blend(raw, trees)
     held_out = judged["probability"].to_numpy(), judged["superconductor"].to_numpy(zero_copy_only=False).astype(float)
     return {
         "split": split,
         "materials": len(labels),
-        "fitted": asdict(calibration),
+        "method": method,
+        "compared": compare_methods(*_blended(crystals, chosen)),
+        "fitted": as_document(method, METHODS[method](raw, labels)),
         "shares": shares,
         "reliability": reliability_curve(held_out[1], held_out[0]),
-        "brier": float(np.mean(np.square(held_out[0] - held_out[1]))),
+        "brier": brier_score(held_out[1], held_out[0]),
         "reliability_uncalibrated": reliability_curve(labels, expit(raw)),
-        "brier_uncalibrated": float(np.mean(np.square(expit(raw) - labels))),
+        "brier_uncalibrated": brier_score(labels, expit(raw)),
     }
+
+
+def _calibrating(answers: pa.Table) -> pa.Table:
+    """The answers of the split that calibrates."""
+    split = next(name for name in CALIBRATION_SPLITS if name in answers["split"].to_pylist())
+    return answers.filter(pc.equal(answers["split"], split))
+
+
+def _blended(crystals: Crystals, chosen: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Logits of one split, blended by the other folds where there are trees, with labels and folds."""
+    logits, _, trees, _ = _numbers(chosen)
+    labels, folds = crystals.labels[chosen["row"].to_numpy()], chosen["fold"].to_pylist()
+    if np.isfinite(trees).all():
+        logits, _ = held_out_blend(logits, trees, labels, np.array(folds))
+    return logits, labels, folds
 
 
 def seen_in_pretraining(workspace: Workspace, plan: TrainingPlan, own: pa.Table) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from tasks.s2snet_scores import (
     as_answers,
     as_predictions,
     calibrate,
+    choose_calibration,
     own_predictions,
     score_fusion,
     score_predictions,
@@ -136,9 +137,10 @@ def gather(workspace: Workspace, settings: S2SNetTrainingSettings, plan: Trainin
     crystals = _crystals(workspace.url, plan.data, named.network)
     folds = cross_validations(crystals.measured, settings)
     answers = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds)
-    own = own_predictions(crystals, answers)
+    method = choose_calibration(crystals, answers)
+    own = own_predictions(crystals, answers, method)
     table = pa.concat_tables([own, *(workspace.read_table(part.file) for part in plan.baselines)])
-    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, answers, own)
+    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, answers, own, method)
     counts = {
         "version": plan.version,
         "crystals": len(crystals.graphs),

@@ -203,6 +203,43 @@ def explain_bnas(
     print_explanation(Console(), found, files)
 
 
+@explain.command("s2snet")
+def explain_s2snet(
+    crystals: Annotated[list[str], typer.Argument(help="CIF, POSCAR or JSON files, or ids of ordered crystals")],
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/s2snet in the workspace")
+    ] = None,
+) -> None:
+    """Which atoms the answer hangs on, drawn. Example: meissner explain s2snet H3S.cif MgB2-191 --output why"""
+    from rich.console import Console
+
+    from flows.display import print_activations
+    from tasks.activation import explain_crystals
+    from tasks.workspace import Workspace
+
+    place = Workspace(load_settings(profile, workspace=workspace).workspace)
+    found, files, rejected = explain_crystals(place, crystals, output)
+    print_activations(Console(), found, files, rejected)
+
+
+@explain.command("elements")
+def explain_elements(
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/elements in the workspace")
+    ] = None,
+) -> None:
+    """How S2SNet sees the elements, and its held-out folds. Example: meissner explain elements --output why"""
+    from tasks.element_maps import explain_elements as draw
+    from tasks.workspace import Workspace
+
+    _, words, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
+    print("\n".join([*words, *files]))
+
+
 @validate.command("pairs")
 def validate_pairs(profile: Profile = None, workspace: Place = None) -> None:
     """Table I of the BNAS paper: four pairs, one of each a superconductor. Example: meissner validate pairs"""

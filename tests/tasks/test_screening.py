@@ -9,10 +9,13 @@ import pyarrow as pa
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
+from models.s2snet_training import predict_logits
 from tasks.exceptions import InputError, MissingStageError
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
 from tasks.prediction import NEEDS_BANDS, round_significant
+from tasks.s2snet_ensemble import load_s2snet
 from tasks.schemas import CANDIDATES
 from tasks.screening import (
     RESULT,
@@ -90,6 +93,18 @@ def test_trained_materials_show_held_out_predictions_and_not_the_fit(screened: W
         assert row["tc_low_kelvin"] is None
     assert rows["VC"]["tc_origin"] == "ensemble"
     assert rows["VC"]["tc_low_kelvin"] <= rows["VC"]["tc_kelvin"] <= rows["VC"]["tc_high_kelvin"]
+
+
+def test_probabilities_of_candidates_are_calibrated(screened: Workspace, rows: dict[str, dict]):
+    s2snet = load_s2snet(screened)
+    chosen = [row for row in rows.values() if row["probability_origin"] == "ensemble"]
+    assert len(chosen) >= 4
+    structures = [Structure.from_str(row["structure"], fmt="json") for row in chosen]
+    graphs = [graph(crystal_arrays(structure), s2snet.config.radius) for structure in structures]
+    logits = np.mean([predict_logits(network, graphs) for network in s2snet.networks], axis=0)
+    calibrated = 1 / (1 + np.exp(-(2.0 * logits + 0.2)))  # the calibration that is stored with the networks
+    np.testing.assert_allclose([row["probability"] for row in chosen], calibrated, atol=1e-4)
+    assert np.abs(calibrated - 1 / (1 + np.exp(-logits))).max() > 0.01
 
 
 def test_hazards_and_relatives_are_named(rows: dict[str, dict]):

@@ -138,6 +138,12 @@ def test_scores_stand_beside_the_baselines_on_the_same_folds(trained):
         assert all(scores["r2_log_all"]["value"] <= 1 for scores in temperatures.values())
     assert metrics["calibration"]["split"] == "chemical-system"
     assert sum(entry["materials"] for entry in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
+    compared = metrics["calibration"]["compared"]
+    assert set(compared) == {"none", "temperature", "platt", "isotonic"}
+    method = metrics["calibration"]["method"]
+    assert compared[method]["log_loss"] == min(compared[name]["log_loss"] for name in compared if name != "none")
+    assert compared[method]["brier"] == pytest.approx(metrics["calibration"]["brier"])
+    assert metrics["calibration"]["fitted"]["method"] == method
 
 
 def test_each_measured_crystal_is_predicted_once_a_split_and_model(trained):
