@@ -12,7 +12,7 @@ from models.exceptions import CheckpointError
 from models.reliability import Calibration
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_logits
-from models.training import one_thread
+from models.training import one_thread, resolve_device
 from tasks.model_store import load_model, load_state
 from tasks.s2snet_data import NAME
 from tasks.workspace import Workspace
@@ -46,17 +46,22 @@ class S2SEnsemble:
 
     def predict(self, structures: Sequence[Structure]) -> S2SPrediction:
         """Ask all networks about ordered crystals; ModelInputError for one that they cannot take."""
-        graphs = [self._graph(structure) for structure in structures]
+        return self.predict_graphs([self.graph(structure) for structure in structures])
+
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], device: str = "auto") -> S2SPrediction:
+        """Ask all networks about crystals as ``graph`` gives them, many at a time."""
+        place = resolve_device(device)
         with one_thread():
-            logits = np.array([predict_logits(network, graphs) for network in self.networks])
+            logits = np.array([predict_logits(network.to(place), graphs) for network in self.networks])
         members = self.calibration(logits)
         return S2SPrediction(self.calibration(logits.mean(axis=0)), members.min(axis=0), members.max(axis=0))
 
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
-        return atom_weights(self.networks, self._graph(structure))
+        return atom_weights([network.cpu() for network in self.networks], self.graph(structure))
 
-    def _graph(self, structure: Structure) -> CrystalGraph:
+    def graph(self, structure: Structure) -> CrystalGraph:
+        """What the networks take of an ordered crystal; ModelInputError where they cannot."""
         return graph(crystal_arrays(structure), self.config.radius)
 
 
