@@ -17,9 +17,10 @@ from tasks.screening import (
     plan_chunks,
     screen_chunk,
     screening_place,
+    table_choice,
 )
 from tasks.screening_plan import Chunk
-from tasks.settings import ClusterSettings, GridSettings, MpBandSettings, ScreeningSettings
+from tasks.settings import ClusterSettings, GridSettings, ScreeningSettings
 from tasks.stages import Rejection, StageReport
 from tasks.workspace import Workspace
 
@@ -45,9 +46,8 @@ def screen(
     started = datetime.now(UTC)
     place = screening_place(Workspace(workspace), sources, collection, settings)
     if sources and settings.keep_grids:
-        choice = MpBandSettings(max_gap_ev=settings.max_gap_ev, ids=settings.ids, since=settings.since)
         name = place.url.rpartition("/")[2]
-        grid_source(workspace, sources, name, grid, processes=processes, mp_bands=choice)
+        grid_source(workspace, sources, name, grid, processes=processes, mp_bands=table_choice(settings))
         sources, settings = (), settings.model_copy(update={"since": None})
     plan = plan_chunks(workspace, place.url, sources, settings)
     work = {"workspace": workspace, "place": place.url, "settings": settings, "grid": grid}

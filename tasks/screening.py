@@ -34,7 +34,7 @@ from tasks.screening_chunks import (
 )
 from tasks.screening_kept import KEPT, keep_best
 from tasks.screening_plan import CODE_VERSION, PARTS, Chunk, Plan, best_names, plan_best, plan_screening
-from tasks.settings import GridSettings, ScreeningSettings
+from tasks.settings import GridSettings, MpBandSettings, ScreeningSettings
 from tasks.shards import INDEX
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
@@ -76,8 +76,22 @@ def screening_place(
 
 
 def _default_name(sources: Sequence[str]) -> str:
-    files, tables = as_tables(sources)
+    files, _ = as_tables(sources)
     return f"screen-{collection_name(files[0]) if files else 'mp'}"
+
+
+def table_choice(settings: ScreeningSettings) -> MpBandSettings:
+    """Rows of a table whose grids are kept before they are screened.
+
+    Raises
+    ------
+    InputError
+        For several elements: the grids of a table are chosen by elements that a crystal holds together.
+    """
+    if len(settings.elements) > 1:
+        raise InputError("With --keep-grids at most one element can be chosen")
+    choice = settings.model_dump(include={"max_gap_ev", "elements", "ids", "limit", "since"})
+    return MpBandSettings(**choice)
 
 
 def missing_chunks(place: Workspace, chunks: Sequence[Chunk]) -> list[Chunk]:

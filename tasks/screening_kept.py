@@ -16,7 +16,7 @@ from tasks.band_sources import BandItem, load_bands
 from tasks.bands import BUNDLED_TABLE
 from tasks.crystals import structure_hash
 from tasks.grid_sources import CODE_VERSION, SourceChunk, band_facts, fill_shard, index_sources
-from tasks.grids import assign_shards, make_grid
+from tasks.grids import Grid, assign_shards, make_grid
 from tasks.model_store import model_folder
 from tasks.mp_grids import read_items
 from tasks.prediction import SUPERCONDUCTORS
@@ -45,14 +45,25 @@ def keep_best(home: Workspace, place: Workspace, plan: Plan, settings: Screening
     if not chunks:
         return 0
     ranked = place.read_table(RESULT, ["rank", "material_id"])
-    wanted = set(ranked.filter(pc.is_valid(ranked["rank"]))["material_id"].to_pylist()[: settings.kept])
-    found = dict(_bands(chunks, wanted))
+    wanted = ranked.filter(pc.is_valid(ranked["rank"]))["material_id"].to_pylist()[: settings.kept]
+    contents = {item.material_id: item.content for chunk in chunks for item in chunk.items}
+    kept = {"materials": {name: contents[name] for name in wanted}, "grid": settings_of(grid)}
+    if place.exists(KEPT) and place.read_json(KEPT) == kept | {"whole": True}:
+        return len(wanted)
+    place.write_json(KEPT, kept | {"whole": False})
+    found = dict(_bands(chunks, set(wanted)))
     items = [item for chunk in chunks for item in chunk.items if item.material_id in found]
-    place.write_json(KEPT, sorted(found))
     _store(place, items, found, grid)
     rows = [band_row(found[item.material_id], item) for item in items]
     place.write_table(BUNDLED_TABLE, pa.Table.from_pylist(rows, schema=BANDS))
+    if len(items) == len(wanted):
+        place.write_json(KEPT, kept | {"whole": True})
     return len(items)
+
+
+def settings_of(grid: GridSettings) -> dict[str, object]:
+    """Grid settings as they stand in JSON."""
+    return grid.model_dump(mode="json")
 
 
 def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None:
@@ -61,12 +72,9 @@ def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None
     for network, chosen in (("bnas", settings.bnas_version), ("s2snet", settings.s2snet_version)):
         number = choose_version(home, network, chosen)
         names += home.list(f"{model_folder(network, number)}/*")
-        latest = {"name": network, "version": number}
-        if (
-            not place.exists(f"models/{network}/latest.json")
-            or place.read_json(f"models/{network}/latest.json") != latest
-        ):
-            place.write_json(f"models/{network}/latest.json", latest)
+        latest, pointer = {"name": network, "version": number}, f"models/{network}/latest.json"
+        if not place.exists(pointer) or place.read_json(pointer) != latest:
+            place.write_json(pointer, latest)
     for name in names:
         if name == SUPERCONDUCTORS or not place.exists(name):  # a version never changes
             place.write_bytes(name, home.read_bytes(name))
@@ -113,14 +121,14 @@ def _bands(chunks: list[Chunk], wanted: set[str]) -> Iterator[tuple[str, Uniform
 
 def _store(place: Workspace, items: list[BandItem], found: dict[str, UniformBands], settings: GridSettings) -> None:
     """Grids and index of the kept materials, as the grid stage leaves them."""
+
+    def make(item: BandItem) -> tuple[Grid, dict[str, object]]:
+        bands = found[item.material_id]
+        return make_grid(bands, settings), band_facts(bands)
+
     by_content = {item.content: item for item in items}
     for shard, contents in assign_shards(place, settings, list(by_content)).items():
-        chunk = SourceChunk(shard=shard, items=tuple(by_content[content] for content in contents))
-        fill_shard(
-            place,
-            chunk,
-            lambda item: (make_grid(found[item.material_id], settings), band_facts(found[item.material_id])),
-        )
+        fill_shard(place, SourceChunk(shard=shard, items=tuple(by_content[one] for one in contents)), make)
     run_stage(
         place,
         "grid",
