@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from prefect import flow, unmapped
+from prefect import Task, flow, unmapped
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.grids import WORTH_A_PROCESS, grid_source
@@ -75,7 +75,8 @@ def _map(
     ):
         progress.start(sum(len(chunk.items) for chunk in done), count_refused(place, done))
         shared = {name: unmapped(value) for name, value in work.items()}
-        futures = runner.map(screen_chunk, {**shared, "chunk": list(left.values())})
+        one: Task[..., int] = screen_chunk
+        futures = runner.map(one, {**shared, "chunk": list(left.values())})
         parts: dict[PrefectFuture[int], Chunk] = dict(zip(futures, left.values(), strict=True))
         for future in as_completed(list(parts)):
             chunk, refused = parts[future], 0

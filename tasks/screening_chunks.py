@@ -236,7 +236,7 @@ def _ask_bnas(batch: Sequence[_Candidate], asked: Asked, images: int) -> list[di
             answer["tc_kelvin"] = held_out.values[one.name]
         else:
             row = places.index(place)
-            answer = {column: float(getattr(prediction, column)[row]) for column in TC_COLUMNS} | {"images": images}
+            answer |= {column: float(getattr(prediction, column)[row]) for column in TC_COLUMNS} | {"images": images}
             if images < IMAGES:
                 answer["tc_image_spread_kelvin"] = None
         answers.append(answer | {"tc_origin": origin, "bnas_version": asked.bnas.version})

@@ -69,9 +69,7 @@ def screen(
     limit: Annotated[int | None, typer.Option(help="At most so many materials")] = None,
     chunk: Annotated[int | None, typer.Option(help="Materials a task")] = None,
     best: Annotated[int | None, typer.Option(help="So many of the best are asked about in all 24 images")] = None,
-    keep_grids: Annotated[
-        bool, typer.Option("--keep-grids", help="Keep the grids of all materials of sources")
-    ] = False,
+    keep_grids: Annotated[bool, typer.Option("--keep-grids", help="Keep the grids of all materials")] = False,
 ) -> None:
     """Rank every material that has bands. Example: meissner screen mp --elements Nb,Ti"""
     from flows.display import print_candidates
