@@ -123,7 +123,9 @@ def run_flow(home: Workspace, settings: ScreeningSettings, processes: int, watch
     """Screen the table; gives wall and CPU seconds, peak memory, and the seconds of the parts of the work."""
     from flows.server import prefect_server
 
-    with prefect_server(home):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with prefect_server(home) as server, temporary_settings({PREFECT_API_URL: server.api_url}):
         import tasks.screening as stage
         from flows.screening import screen
 
