@@ -71,7 +71,8 @@ def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None
     names = [SUPERCONDUCTORS]
     for network, chosen in (("bnas", settings.bnas_version), ("s2snet", settings.s2snet_version)):
         number = choose_version(home, network, chosen)
-        names += home.list(f"{model_folder(network, number)}/*")
+        found = home.list(f"{model_folder(network, number)}/*")
+        names += [name for name in found if home.fs.isfile(home.path(name))]  # not figures and curves
         latest, pointer = {"name": network, "version": number}, f"models/{network}/latest.json"
         if not place.exists(pointer) or place.read_json(pointer) != latest:
             place.write_json(pointer, latest)
