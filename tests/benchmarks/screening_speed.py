@@ -121,9 +121,9 @@ def make_home(folder: Path, source: str | None) -> Workspace:
 
 def run_flow(home: Workspace, settings: ScreeningSettings, processes: int, watch: Watch) -> dict[str, float]:
     """Screen the table; gives wall and CPU seconds, peak memory, and the seconds of the parts of the work."""
-    from flows.server import prefect_server
-
     from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.server import prefect_server
 
     with prefect_server(home) as server, temporary_settings({PREFECT_API_URL: server.api_url}):
         import tasks.screening as stage
