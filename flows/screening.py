@@ -66,7 +66,7 @@ def _map(
     if not left:
         return lost
     materials = sum(len(chunk.items) for chunk in chunks)
-    worth = sum(len(chunk.items) * chunk.images for chunk in left.values()) // WORTH_A_PROCESS
+    worth = sum(len(chunk.items) for chunk in left.values()) // WORTH_A_PROCESS
     workers = max(min(processes, len(left), worth), 1)
     done = [chunk for chunk in chunks if chunk.part not in left]
     with (
