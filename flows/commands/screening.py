@@ -73,7 +73,6 @@ def screen(
 ) -> None:
     """Rank every material that has bands. Example: meissner screen mp --elements Nb,Ti"""
     from flows.display import print_candidates
-    from tasks.screening_kept import RESULT
 
     symbols = [*(element or ()), *(elements.split(",") if elements else ())]
     choices = {"max_gap_ev": max_gap, "elements": symbols or None, "ids": ids, "since": since, "limit": limit}
@@ -82,7 +81,7 @@ def screen(
     named = tuple(sources or ())
     with opened(settings, ("grid", "screen") if keep_grids and named else ("screen",)) as (place, console):
         from flows.screening import screen as flow
-        from tasks.screening import screening_place
+        from tasks.screening import RESULT, screening_place
 
         steps = steps_of(settings, "grid", "cluster")
         there = screening_place(place, named, collection, settings.screening)
