@@ -80,7 +80,7 @@ def discover(
         *data,
         train_bnas(workspace, bnas, processes),
         train_s2snet(workspace, s2snet, processes),
-        screen(workspace, screening),
+        screen(workspace, screening, grid=grid, cluster=cluster, processes=processes),
         write_report(workspace, report),
     ]
     leave_overview(Workspace(workspace), "discover", reports)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.augmentation import IMAGES, all_images, some_images
+from models.augmentation import IMAGES, image, some_images
 from models.bnas import Bnas, BnasConfig
 from models.exceptions import ModelInputError
 from models.training import AfterEpoch, Extras, Recipe, TrainingLog, build, fit, resolve_device
@@ -137,19 +137,20 @@ def squared_error(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def predict_images(networks: Sequence[Bnas], inputs: Tensor, device: str = "auto") -> np.ndarray:
-    """Ask each network about each of the 24 images: (networks, 24, n) float64, ln(Tc/K + 1) as it comes out.
+def predict_images(networks: Sequence[Bnas], inputs: Tensor, device: str = "auto", images: int = IMAGES) -> np.ndarray:
+    """Ask each network about the first images, by default all 24: (networks, images, n) float64, ln(Tc/K + 1).
 
-    The networks must be in evaluation mode; they are moved to the device.
+    The first image is the grid itself. The networks must be in evaluation mode; they are moved to the device.
     """
     place = torch.device(resolve_device(device))
-    answers = np.empty((len(networks), IMAGES, len(inputs)))
+    answers = np.empty((len(networks), images, len(inputs)))
     for member, network in enumerate(networks):
         network.to(place)
         for start in range(0, len(inputs), PREDICTION_BATCH):
             batch = inputs[start : start + PREDICTION_BATCH].to(place)
-            for number, image in enumerate(all_images(batch)):
-                answers[member, number, start : start + len(batch)] = network(image).double().cpu().numpy()
+            for number in range(images):
+                answer = network(image(batch, number))
+                answers[member, number, start : start + len(batch)] = answer.double().cpu().numpy()
     return answers
 
 

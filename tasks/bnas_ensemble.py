@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from models.augmentation import IMAGES
 from models.bnas import Bnas, BnasConfig, prepare
 from models.bnas_training import kelvin, log_labels, predict_images
 from models.calibration import conformal_quantile
@@ -31,11 +32,12 @@ class BnasPrediction:
     Attributes
     ----------
     tc_kelvin
-        Of the mean of ln(Tc + 1) over the networks and the 24 images.
+        Of the mean of ln(Tc + 1) over the networks and the images.
     tc_low_kelvin, tc_high_kelvin
         Interval whose coverage was calibrated on held-out groups.
     tc_image_spread_kelvin
-        Standard deviation over the 24 images, each the mean of the networks: 0 for a model that knows the symmetry.
+        Standard deviation over the images, each the mean of the networks: 0 for a model that knows the symmetry, and
+        where only one image was asked about.
     """
 
     tc_kelvin: np.ndarray
@@ -54,18 +56,20 @@ class BnasEnsemble:
     half_width: float
     coverage: float
 
-    def predict(self, grids: np.ndarray, device: str = "auto") -> BnasPrediction:
-        """Ask all networks about all images of grids (n, 18, 32, 32, 32), eV relative to E_F."""
+    def predict(self, grids: np.ndarray, device: str = "auto", images: int = IMAGES) -> BnasPrediction:
+        """Ask all networks about grids (n, 18, 32, 32, 32), eV relative to E_F: all 24 images, or the first ones."""
         chunks = [grids[start : start + PREPARED_AT_ONCE] for start in range(0, len(grids), PREPARED_AT_ONCE)]
         with one_thread():
-            parts = [predict_images(self.networks, self._prepare(chunk), device).mean(axis=0) for chunk in chunks]
-        images = np.concatenate(parts, axis=1) if parts else np.empty((1, 0))
-        label = images.mean(axis=0)
+            parts = [
+                predict_images(self.networks, self._prepare(chunk), device, images).mean(axis=0) for chunk in chunks
+            ]
+        answers = np.concatenate(parts, axis=1) if parts else np.empty((1, 0))
+        label = answers.mean(axis=0)
         return BnasPrediction(
             tc_kelvin=kelvin(label),
             tc_low_kelvin=kelvin(label - self.half_width),
             tc_high_kelvin=kelvin(label + self.half_width),
-            tc_image_spread_kelvin=kelvin(images).std(axis=0),
+            tc_image_spread_kelvin=kelvin(answers).std(axis=0),
         )
 
     def rollout(self, grid: np.ndarray, method: Literal["nearest", "periodic"] = "nearest") -> np.ndarray:

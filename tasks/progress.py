@@ -10,8 +10,10 @@ import contextlib
 import logging
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -68,6 +70,47 @@ def wait_with_progress(stage: str, futures: Sequence[PrefectFuture[Any]]) -> Non
         for future in as_completed(list(futures)):
             future.result()
             advance(1)
+
+
+class CountedProgress:
+    """Progress that says how many items are done and refused, how fast it goes, and how long it will still take."""
+
+    def __init__(self, stage: str, total: int) -> None:
+        self.stage, self.total = stage, total
+        self.done = self.refused = self.before = 0
+        self.began = time.monotonic()
+        self.artifact = cast(UUID, create_progress_artifact(0.0, description=self.text())) if _in_run() else None
+        publish(StageEvent(stage, 0, total))
+
+    def start(self, done: int, refused: int) -> None:
+        """Take items as done that were so before; the rate does not count them."""
+        self.before, self.began = done, time.monotonic()
+        self.advance(done, refused)
+
+    def advance(self, done: int, refused: int = 0) -> None:
+        """Count items just finished, and those of them that were refused."""
+        self.done += done
+        self.refused += refused
+        publish(StageEvent(self.stage, self.done, self.total))
+        if self.artifact:
+            percent = min(100.0 * self.done / max(self.total, 1), 100.0)
+            update_progress_artifact(self.artifact, percent, self.text())
+
+    def text(self) -> str:
+        """Say it in a line."""
+        line = f"{self.stage}: {self.done:,} of {self.total:,} materials, {self.refused:,} refused"
+        now = self.done - self.before
+        if not now:
+            return line
+        rate = now / max(time.monotonic() - self.began, 1e-3)
+        left = timedelta(seconds=round((self.total - self.done) / rate))
+        return f"{line}, {rate:.3g} a second, {left} left"
+
+
+@contextlib.contextmanager
+def counted_progress(stage: str, total: int) -> Iterator[CountedProgress]:
+    """Give a CountedProgress for ``total`` materials of a stage."""
+    yield CountedProgress(stage, total)
 
 
 def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:

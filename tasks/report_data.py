@@ -218,6 +218,13 @@ def label_noise(superconductors: pa.Table, tc_kelvin: Sequence[float]) -> dict[s
     }
 
 
+def trained_labels(networks: Sequence[NetworkScores]) -> list[float]:
+    """Measured Tc of the materials that BNAS was trained on, kelvin, where the workspace holds no grids of them."""
+    tables = [network.predictions for network in networks if network.network == "bnas"]
+    labels = {row["material_id"]: row["tc_kelvin"] for table in tables for row in table.to_pylist()}
+    return [tc for _, tc in sorted(labels.items()) if tc is not None]
+
+
 def element_shares(formulas: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Share of compositions that hold each element."""
     counts = Counter(symbol for amounts in formulas for symbol, amount in amounts.items() if amount > 0)

@@ -67,7 +67,7 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
             "bands",
             "Bands and densities of states",
             "wide",
-            lambda: band_figure(structure, grid, _densities(inputs.bands[row["material_id"]])),
+            lambda: band_figure(structure, grid, _densities(inputs.bands.get(row["material_id"], {}))),
         ),
         ("crystal", "Crystal", "narrow", lambda: crystal_figure(structure, weights)),
         (
@@ -89,7 +89,7 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
         "cif": str(CifWriter(structure, symprec=0.01)),
         "cif_url": _data_url("chemical/x-cif", str(CifWriter(structure, symprec=0.01))),
         "file_name": name,
-        "words": describe_trust(row, inputs.provenance.hull_distance(row["material_id"])),
+        "words": describe_trust(row, _hull_distance(row, inputs.provenance)),
     }
 
 
@@ -111,11 +111,21 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
     ]
     if hull_ev is not None:
         sentences.append(f"It lies {1000 * hull_ev:.0f} meV per atom above the convex hull.")
+    if row.get("theoretical") is not None:
+        sentences.append(
+            "As far as its source knows, it was never made." if row["theoretical"] else "Its source says it was made."
+        )
     if row["band_gap_ev"] > 0:
         sentences.append(f"It has a band gap of {row['band_gap_ev']:.2f} eV: undoped it would not superconduct.")
     if row["hazards"]:
         sentences.append(f"Handle with care: {', '.join(row['hazards'])}.")
     return " ".join(sentences)
+
+
+def _hull_distance(row: Mapping[str, Any], provenance: Provenance) -> float | None:
+    """Energy above the hull, eV per atom, as the screening or the crystals of the workspace tell."""
+    told = row.get("energy_above_hull_ev")
+    return provenance.hull_distance(row["material_id"]) if told is None else float(told)
 
 
 def attention_rows(checks: AttentionChecks) -> list[tuple[str, str]]:
@@ -182,7 +192,7 @@ def _figure(name: str, title: str, size: str, caption: str, make: Callable[[], g
 
 
 def _densities(row: Mapping[str, Any]) -> dict[str, NDArray] | None:
-    if not row["dos_energies"]:
+    if not row.get("dos_energies"):
         return None
     names = {"energies": "dos_energies", "s": "dos_s", "p": "dos_p", "d": "dos_d"}
     return {key: np.asarray(row[column], dtype=float) for key, column in names.items()}

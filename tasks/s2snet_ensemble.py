@@ -24,7 +24,7 @@ from models.map_checks import FIRST_SEED, SEEDS
 from models.reliability import AnyCalibration, from_document
 from models.s2snet import S2SNet, S2SNetConfig
 from models.s2snet_training import predict_answers
-from models.training import build, one_thread
+from models.training import build, one_thread, resolve_device
 from tasks.model_store import load_model, load_state, model_folder
 from tasks.s2snet_data import NAME
 from tasks.workspace import Workspace
@@ -72,9 +72,13 @@ class S2SEnsemble:
 
     def predict(self, structures: Sequence[Structure]) -> S2SPrediction:
         """Ask all networks about ordered crystals; ModelInputError for one that they cannot take."""
-        graphs = [self._graph(structure) for structure in structures]
+        return self.predict_graphs([self.graph(structure) for structure in structures])
+
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], device: str = "auto") -> S2SPrediction:
+        """Ask all networks about crystals as ``graph`` gives them, many at a time."""
+        place = resolve_device(device)
         with one_thread():
-            answers = np.array([predict_answers(network, graphs) for network in self.networks])
+            answers = np.array([predict_answers(network.to(place), graphs) for network in self.networks])
         logits, log_tc = answers[..., 0], answers[..., 1]
         if self.trees:
             features = np.array([crystal_features(graph.arrays) for graph in graphs])
@@ -87,30 +91,30 @@ class S2SEnsemble:
 
     def atom_weights(self, structure: Structure) -> np.ndarray:
         """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
-        return atom_weights(self.networks, self._graph(structure))
+        return atom_weights([network.cpu() for network in self.networks], self.graph(structure))
 
     def atom_weights_each(self, structure: Structure) -> list[np.ndarray]:
         """The same of each network alone."""
-        return [atom_weights([network], self._graph(structure)) for network in self.networks]
+        return [atom_weights([network.cpu()], self.graph(structure)) for network in self.networks]
 
     def attribute(self, structure: Structure) -> Attribution:
         """Integrated gradients of an ordered crystal, in the order of its sites."""
         with one_thread():
-            return integrated_gradients(self.networks, self._graph(structure))
+            return integrated_gradients(self.networks, self.graph(structure))
 
     def random_atom_weights(self, structure: Structure, seeds: int = SEEDS) -> np.ndarray:
         """(seeds, atoms) ``atom_weights`` of networks that have learnt nothing."""
-        return random_atom_weights(self.networks, self._graph(structure), seeds)
+        return random_atom_weights(self.networks, self.graph(structure), seeds)
 
     def references(self, structures: Sequence[Structure]) -> list[Parts]:
         """What ``path_contributions`` compares with: a few crystals such as those of the training set."""
-        graphs = [self._graph(structure) for structure in structures]
+        graphs = [self.graph(structure) for structure in structures]
         with one_thread():
             return [head_parts(network, graphs) for network in self.networks]
 
     def path_contributions(self, structure: Structure, references: Sequence[Parts]) -> dict[str, float]:
         """How much atoms, lattice and composition add to the logit, compared with the references."""
-        return path_contributions(self.networks, self._graph(structure), references)
+        return path_contributions(self.networks, self.graph(structure), references)
 
     def element_embeddings(self) -> np.ndarray:
         """(95, networks x width) float64: what an atom of each element, Z = 1 to 95, starts from."""
@@ -125,7 +129,8 @@ class S2SEnsemble:
             for start in starts
         ]
 
-    def _graph(self, structure: Structure) -> CrystalGraph:
+    def graph(self, structure: Structure) -> CrystalGraph:
+        """What the networks take of an ordered crystal; ModelInputError where they cannot."""
         return graph(crystal_arrays(structure), self.config.radius)
 
 

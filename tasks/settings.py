@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -188,7 +189,7 @@ class BandSettings(StepSettings):
 
 
 class ClusterSettings(StepSettings):
-    """Where band calculations run: this machine, or Slurm by way of Dask."""
+    """Where band calculations and screening run: this machine, or Slurm by way of Dask."""
 
     kind: Literal["local", "slurm"] = Field("local", description="This machine, or Slurm")
     jobs: int = Field(10, ge=1, description="Slurm jobs at most, one calculation at a time in each")
@@ -239,6 +240,9 @@ class MpBandSettings(StepSettings):
     elements: tuple[str, ...] = Field((), description="Only crystals that hold all of these elements")
     ids: str | None = Field(None, description="File of task ids, one a line, such as mp-149; none: all rows")
     limit: int | None = Field(None, ge=1, description="At most so many materials, the first of the table; none: all")
+    since: date | None = Field(
+        None, description="Only rows changed on this day or later (YYYY-MM-DD), where the table says; none: all"
+    )
 
 
 class TrainingSettings(StepSettings):
@@ -354,8 +358,25 @@ class ScreeningSettings(StepSettings):
     max_gap_ev: float = Field(0.2, ge=0, description="Largest band gap, eV")
     limit: int | None = Field(None, ge=1, description="At most so many materials")
     elements: tuple[str, ...] = Field((), description="Only materials that hold one of these elements")
+    ids: str | None = Field(None, description="File of ids, one a line; none: all materials")
+    since: date | None = Field(
+        None, description="Only rows changed on this day or later (YYYY-MM-DD), where the table says; none: all"
+    )
     max_distance: float = Field(1.0, gt=0, description="Beyond this distance from the training set the model abstains")
     coverage: float = Field(0.9, gt=0, lt=1, description="Nominal coverage of the intervals")
+    chunk: int = Field(200, ge=1, description="Materials a task")
+    best: int = Field(
+        1000, ge=0, description="So many of the best are asked about in all 24 images, the others in one (fewer: all)"
+    )
+    kept: int = Field(
+        50, ge=0, description="Of the best of a source, so many have their bands and grids kept, for the report"
+    )
+    keep_grids: bool = Field(False, description="Make and keep the grids of all materials of a source first")
+    max_refused_share: float = Field(
+        0.2, ge=0, le=1, description="Largest share of refused materials; the flow fails beyond"
+    )
+    bnas_version: str | None = Field(None, description="Version of BNAS; none: the latest")
+    s2snet_version: str | None = Field(None, description="Version of S2SNet; none: the latest")
 
 
 class ReportSettings(StepSettings):
