@@ -193,7 +193,7 @@ def choose_version(home: Workspace, name: str, version: str | None) -> str:
 
 
 def pin_networks(home: Workspace, settings: ScreeningSettings) -> ScreeningSettings:
-    """The settings with the versions of both networks named: a promotion in the middle of a screening changes nothing."""
+    """The settings with the versions of both networks named: a promotion meanwhile changes nothing."""
     names = {name: choose_version(home, name, getattr(settings, f"{name}_version")) for name in ("bnas", "s2snet")}
     return settings.model_copy(update={f"{name}_version": version for name, version in names.items()})
 
