@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_geometric.nn import CGConv
 
-from models.cgcnn import Cgcnn, CgcnnConfig, GatedConvolution, element_classes, join, thin
+from models.cgcnn import CgcnnConfig, GatedConvolution, element_classes, join, thin
 from models.crystals import crystal_arrays, graph
 from models.exceptions import ModelInputError
 from models.graph_training import (
@@ -117,14 +117,9 @@ def test_it_learns_the_class_and_starts_its_last_layer_anew_after_energies(name)
 
 
 def test_inner_folds_choose_the_settings_that_learn():
-    base = CONFIGS["cgcnn"]
-    crystals = [thin(example_graph(name), CUTOFF, None) for name in ("NaCl", "Nb3Sn") for _ in range(8)]
-    labels = np.repeat([0, 1], 8)
-    blind = GraphModel(base, Recipe(epochs=1, batch_size=8, learning_rate=1e-9))
-    seeing = GraphModel(base, Recipe(epochs=20, batch_size=8, learning_rate=0.02))
-    found = set()
+    crystals = [thin(example_graph(name), CUTOFF, None) for name in EXAMPLES for _ in range(4)]
+    labels = np.repeat([1, 0, 1, 1, 0], 4)
+    blind = GraphModel(CONFIGS["cgcnn"], Recipe(epochs=1, batch_size=8, learning_rate=1e-9))
+    seeing = GraphModel(CONFIGS["cgcnn"], Recipe(epochs=15, batch_size=8, learning_rate=0.02))
     for tried in ({"blind": blind, "seeing": seeing}, {"seeing": seeing, "blind": blind}):
-        name = tune_graph_network(tried, lambda _: crystals, labels, None, 0, device="cpu")
-        model = tried[name]
-        found.add(bool(np.ptp(predict_graphs(train_graph_network(model, crystals, labels, 0), crystals)) > 1))
-    assert found == {True} or isinstance(make_network(base), Cgcnn) is False
+        assert tune_graph_network(tried, lambda _: crystals, labels, None, 0, device="cpu") == "seeing"

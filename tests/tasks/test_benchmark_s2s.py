@@ -45,7 +45,7 @@ SETTINGS = BenchmarkSettings(
 def starter_lines(each: int = EACH) -> list[dict]:
     """The first small crystals of each class among the bundled ones, in the layout of S2S."""
     with (STARTER / "supercon.csv").open() as file:
-        known = {row["formula"]: float(row["tc_kelvin"]) > 0 for row in csv.DictReader(file)}
+        known = {row["formula"]: float(row["tc_kelvin"] or 0) > 0 for row in csv.DictReader(file)}
     lines = []
     wanted = {True: each, False: each}
     for text in read_crystals(str(STARTER / "crystals.csv")):
