@@ -113,7 +113,8 @@ def s2snet_of(method: Method, settings: BenchmarkSettings) -> NamedConfig:
         if settings.config not in CONFIGS:
             raise InputError(f"S2SNet has no configuration {settings.config!r}; choose one of {', '.join(CONFIGS)}")
         named = CONFIGS[settings.config]
-    pretraining = with_epochs(named.pretraining, settings.pretraining_epochs or settings.epochs)
+    recipe = named.pretraining or named.finetuning
+    pretraining = with_epochs(recipe, settings.pretraining_epochs or settings.epochs)
     finetuning = with_epochs(named.finetuning, settings.epochs)
     return named._replace(pretraining=pretraining, finetuning=finetuning, freeze=named.freeze and method.pretrained)
 
