@@ -46,7 +46,9 @@ SETTINGS = BenchmarkSettings(
 def starter_lines(each: int = EACH) -> list[dict]:
     """The first small crystals of each class among the bundled ones, in the layout of S2S."""
     with (STARTER / "supercon.csv").open() as file:
-        told = {row["formula"]: row["tc_kelvin"] for row in csv.DictReader(file)}  # some rows are wrong on purpose
+        told = {
+            row["formula"]: row["tc_kelvin"] or "0" for row in csv.DictReader(file)
+        }  # some rows are wrong on purpose
     known = {formula: float(tc) > 0 for formula, tc in told.items() if re.fullmatch(r"[\d.]+", tc)}
     lines = []
     wanted = {True: each, False: each}
