@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("prefect_harness")
 
 
 def test_the_command_prints_the_tables_and_a_second_run_does_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEISSNER_WORKERS", "1")
     data = write_lines(tmp_path / "s2s.jsonl", starter_lines(6))
     place = Workspace(tmp_path / "w")
     options = ["--data", data, "--workspace", place.url, "--folds", "2", "--split", "random", "--config", "tiny"]
