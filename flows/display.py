@@ -285,6 +285,15 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         console.print(table)
 
 
+def print_benchmark(console: Console, workspace: Workspace) -> None:
+    """Print the tables of the S2S benchmark."""
+    from rich.markdown import Markdown
+
+    from tasks.benchmark_s2s import TABLES
+
+    console.print(Markdown(workspace.read_bytes(TABLES).decode()))
+
+
 def print_pairs(console: Console, workspace: Workspace) -> None:
     """Print the compounds of Table I beside what was predicted here, then what is missing for the others."""
     from tasks.validation import OUTPUT, count_pairs

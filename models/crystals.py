@@ -172,6 +172,12 @@ def check_arrays(crystal: CrystalArrays, max_atoms: int = MAX_ATOMS) -> CrystalA
     return crystal
 
 
+def check_sites(crystal: CrystalArrays) -> CrystalArrays:
+    """Give the crystal back unless two of its atoms stand on one site: then ModelInputError."""
+    graph(crystal, 2 * MIN_DISTANCE)
+    return crystal
+
+
 def graph(crystal: CrystalArrays, cutoff: float) -> CrystalGraph:
     """Find all pairs of atoms of a crystal, periodic images included, that are nearer than ``cutoff`` angstrom.
 

@@ -114,6 +114,28 @@ def classification_scores(
     }
 
 
+def classification_gain(
+    label: np.ndarray, p_with: np.ndarray, p_without: np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Score]:
+    """What one classifier has more of each of ``classification_scores`` than another, by a paired bootstrap.
+
+    Both are scored on the same resampled materials. A Brier score is the better the lower it is.
+    """
+    true, first = _checked(np.asarray(label, dtype=float), p_with)
+    _, second = _checked(true, p_without)
+    single = "" if 0 < true.sum() < len(true) else "only one class is present"
+
+    def gain(statistic: Statistic) -> Statistic:
+        return lambda x, both: statistic(x, both[..., 0]) - statistic(x, both[..., 1])
+
+    pair, empty = np.stack([first, second], axis=-1), _empty_problem(true)
+    return {
+        "roc_auc": _score(gain(_roc_auc), true, pair, seed, resamples, empty or single),
+        "accuracy": _score(gain(_accuracy), true, pair, seed, resamples, empty),
+        "brier": _score(gain(_brier), true, pair, seed, resamples, empty),
+    }
+
+
 def _score(statistic: Statistic, x: np.ndarray, y: np.ndarray, seed: int, resamples: int, problem: str) -> Score:
     if problem:
         return Score(math.nan, math.nan, math.nan, problem)

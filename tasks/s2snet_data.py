@@ -1,10 +1,6 @@
 """What S2SNet learns from: ordered crystals, those with a measurement labelled, and the plan of a training."""
 
-import gzip
-import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 from pymatgen.core import Composition, Structure
 
-from models.crystals import CrystalArrays, CrystalGraph, check_arrays, crystal_arrays, graph, orbit_graph
+from models.crystals import CrystalGraph, crystal_arrays, graph, orbit_graph
 from models.exceptions import ModelInputError
 from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
 from models.splits import Fold
@@ -22,10 +18,13 @@ from tasks.exceptions import InputError
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, model_version
+from tasks.s2s_files import CrystalDataset, dataset_from_s2s
 from tasks.s2snet_pretraining import choose_pretrained
 from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import Rejection, hash_text
 from tasks.workspace import Workspace
+
+__all__ = ["CrystalDataset", "dataset_from_s2s"]
 
 NAME = "s2snet"
 ORDERED = "crystals/ordered.parquet"
@@ -220,87 +219,3 @@ def fold_rows(crystals: Crystals, settings: S2SNetTrainingSettings, part: Part) 
     """The fold of a part, as row numbers into the measured crystals."""
     only = settings.model_copy(update={"splits": (part.split,)})
     return cross_validations(crystals.measured, only)[part.split][part.number]
-
-
-@dataclass(frozen=True, eq=False)
-class CrystalDataset:
-    """Crystals that come with a class instead of a temperature.
-
-    Attributes
-    ----------
-    names, formulas, chemical_systems
-        One a crystal.
-    labels
-        (crystals,) int64, 1 for a superconductor.
-    """
-
-    names: list[str]
-    formulas: list[str]
-    chemical_systems: list[str]
-    labels: np.ndarray
-    crystals: list[CrystalArrays]
-    rejected: list[Rejection]
-
-
-def dataset_from_s2s(path: str | Path) -> CrystalDataset:
-    """Read the S2S dataset (Liu et al.) from JSON lines, plain or gzipped; nothing is unpickled.
-
-    A line holds ``superconductor`` (0 or 1), ``lattice`` (3 x 3, angstrom), ``atomic_numbers`` and ``frac_coords``. A
-    line that cannot be used is refused, and the rest is read.
-
-    Raises
-    ------
-    InputError
-        If the file is not there, cannot be read, or has no usable line.
-    """
-    path = Path(path)
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            return _read_lines(file, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _read_lines(lines: Iterable[str], path: Path) -> CrystalDataset:
-    names, labels, crystals, rejected = [], [], [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            label, crystal = _read_line(line)
-        except (ModelInputError, KeyError, TypeError, ValueError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-            rejected.append(Rejection(f"{path.name} line {number}", reason))
-            continue
-        names.append(f"s2s-{number}")
-        labels.append(label)
-        crystals.append(crystal)
-    if not crystals:
-        raise InputError(f"{path} holds no crystal that can be used, of {len(rejected)} lines")
-    compositions = [_composition(crystal) for crystal in crystals]
-    return CrystalDataset(
-        names=names,
-        formulas=[composition.reduced_formula for composition in compositions],
-        chemical_systems=[composition.chemical_system for composition in compositions],
-        labels=np.array(labels, dtype=np.int64),
-        crystals=crystals,
-        rejected=rejected,
-    )
-
-
-def _read_line(line: str) -> tuple[int, CrystalArrays]:
-    row = json.loads(line)
-    if row["superconductor"] not in {0, 1}:
-        raise ModelInputError(f"superconductor is {row['superconductor']!r}; it must be 0 or 1")
-    arrays = CrystalArrays(
-        lattice=np.array(row["lattice"], dtype=np.float64),
-        atomic_numbers=np.array(row["atomic_numbers"], dtype=np.int64),
-        frac_coords=np.array(row["frac_coords"], dtype=np.float64),
-    )
-    return int(row["superconductor"]), check_arrays(arrays)
-
-
-def _composition(crystal: CrystalArrays) -> Composition:
-    numbers, counts = np.unique(crystal.atomic_numbers, return_counts=True)
-    return Composition(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))

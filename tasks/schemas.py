@@ -236,6 +236,24 @@ FOLDS = pa.schema(
     ]
 )
 
+BENCHMARK = pa.schema(  # a row is a score of a model on a split
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),  # that gives the model; several for the baselines
+        pa.field("score", pa.string(), nullable=False),  # roc_auc, accuracy or brier
+        pa.field("folds", pa.int32(), nullable=False),
+        pa.field("mean", pa.float64()),  # over the folds
+        pa.field("spread", pa.float64()),  # standard deviation over the folds; null for one fold
+        pa.field("pooled", pa.float64()),  # over all held-out predictions together
+        pa.field("low", pa.float64()),  # 95 % bootstrap interval over materials
+        pa.field("high", pa.float64()),
+        pa.field("gain", pa.float64()),  # pooled, above the forest on the same materials
+        pa.field("gain_low", pa.float64()),  # 95 % interval of a paired bootstrap
+        pa.field("gain_high", pa.float64()),
+    ]
+)
+
 LEAKAGE = pa.schema(  # a row is a fold; counts are test materials, null where the data do not show it
     [
         pa.field("split", pa.string(), nullable=False),

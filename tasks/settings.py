@@ -341,6 +341,26 @@ class S2sSettings(StepSettings):
     max_sites: int = Field(444, ge=1, le=444, description="Largest cell, sites")
 
 
+class BenchmarkSettings(StepSettings):
+    """S2SNet and all baselines on the same folds of one dataset, with the paper's tables."""
+
+    folds: int = Field(5, ge=2, description="Folds of each cross-validation")
+    splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
+    methods: tuple[str, ...] = Field((), description="Methods or families; none named: all")
+    config: str = Field("s2snet", description="Named network and recipe of our S2SNet")
+    width: int = Field(512, ge=1, description="Width of S2SNet as printed; below the published 512, it is scaled down")
+    layers: tuple[int, ...] = Field((5, 10, 15), min_length=1, description="Depths of S2SNet as printed")
+    epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet in place of the recipes'")
+    pretraining_epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet's pre-training; none: as epochs")
+    graph_epochs: int | None = Field(None, ge=1, description="Epochs of CGCNN and MEGNet in place of 30")
+    unlabelled: str | None = Field(
+        None, description="More crystals for pre-training: JSON lines, CIF, folder, zip; with formation energies or not"
+    )
+    disorder: Literal["refuse", "order"] = Field("refuse", description="What is done with partial occupancies")
+    seed: int = Field(0, description="Seed of initial weights, folds and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+
 class TuningSettings(StepSettings):
     """Search for BNAS hyperparameters by Optuna."""
 
@@ -444,6 +464,7 @@ class Settings(BaseSettings):
     s2snet_pretraining: S2SNetPretrainingSettings = S2SNetPretrainingSettings()
     audit: AuditSettings = AuditSettings()
     s2s: S2sSettings = S2sSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
     tuning: TuningSettings = TuningSettings()
     screening: ScreeningSettings = ScreeningSettings()
     report: ReportSettings = ReportSettings()

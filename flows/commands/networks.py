@@ -24,11 +24,15 @@ pretrain = typer.Typer(help="Learn from grids without labels. Example: meissner 
 tune = typer.Typer(help="Search hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10")
 explain = typer.Typer(help="Show what a network looks at. Example: meissner explain bnas vasprun.xml --output why")
 validate = typer.Typer(help="Predict what the papers report on. Example: meissner validate pairs")
+benchmark = typer.Typer(
+    help="Judge methods on the same folds. Example: meissner benchmark s2s --data s2s.jsonl.gz --methods cgcnn"
+)
 app.add_typer(train, name="train", no_args_is_help=True)
 app.add_typer(pretrain, name="pretrain", no_args_is_help=True)
 app.add_typer(tune, name="tune", no_args_is_help=True)
 app.add_typer(explain, name="explain", no_args_is_help=True)
 app.add_typer(validate, name="validate", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark", no_args_is_help=True)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
@@ -238,6 +242,45 @@ def explain_elements(
 
     _, words, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
     print("\n".join([*words, *files]))
+
+
+@benchmark.command("s2s")
+def benchmark_s2s(
+    data: Annotated[str, typer.Option(help="Crystals with their class: JSON lines, as the S2S dataset has them")],
+    profile: Profile = None,
+    workspace: Place = None,
+    folds: Folds = None,
+    split: Annotated[list[str] | None, typer.Option(help="random or chemical-system; may be repeated")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="cgcnn, megnet, s2snet, paper, or one method such as paper-10-pretrained; may be repeated"),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Named network and recipe of our S2SNet")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of S2SNet as printed; below 512 it is scaled down")] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="Depths of S2SNet as printed; may be repeated")] = None,
+    epochs: Epochs = None,
+    pretraining_epochs: Annotated[int | None, typer.Option(help="Epochs of S2SNet's pre-training")] = None,
+    graph_epochs: Annotated[int | None, typer.Option(help="Epochs of CGCNN and MEGNet")] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="More crystals for pre-training: JSON lines, CIF, folder, zip")
+    ] = None,
+    disorder: Annotated[str | None, typer.Option(help="Partial occupancies: refuse or order")] = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """S2SNet, CGCNN, MEGNet, forest on the same folds. Example: meissner benchmark s2s --data s2s.jsonl.gz"""
+    choices: dict[str, Any] = {"folds": folds, "splits": split or None, "methods": methods or None, "config": config}
+    choices |= {"width": width, "layers": layers or None, "epochs": epochs, "pretraining_epochs": pretraining_epochs}
+    choices |= {"graph_epochs": graph_epochs, "unlabelled": unlabelled, "disorder": disorder, "seed": seed}
+    settings = load_settings(profile, workspace=workspace, benchmark={**choices, "device": device})
+    from flows.display import print_benchmark
+
+    with opened(settings, ("benchmark-s2s",)) as (place, console):
+        from flows.benchmark import benchmark_s2s as flow
+
+        flow(settings.workspace, data, settings.benchmark, settings.processes)
+    print_benchmark(console, place)
+    console.print(f"Tables, scores and figures: {location(place, 'benchmarks/s2s')}", soft_wrap=True)
 
 
 @validate.command("pairs")

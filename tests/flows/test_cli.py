@@ -15,6 +15,7 @@ COMMANDS = (
     "dataset",
     "audit",
     "tune",
+    "benchmark",
     "grid",
     "jobflow-remote",
     "screen",

@@ -1,11 +1,7 @@
-import gzip
-import json
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import Lattice, Structure
 
 from models.exceptions import CheckpointError, ModelInputError
 from models.s2snet import CONFIGS
@@ -17,7 +13,7 @@ from tasks.s2snet_scores import NETWORK_ALONE, TREES_ALONE
 from tasks.schemas import FOLDS, ORDERED, PREDICTIONS
 from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import hash_text
-from tasks.train_s2snet import dataset_from_s2s, gather, load_s2snet, score_part, train_part
+from tasks.train_s2snet import gather, load_s2snet, score_part, train_part
 from tasks.workspace import Workspace
 from tests.models.crystal_examples import BODY_CENTRED, EXAMPLES, FACE_CENTRED
 
@@ -242,44 +238,6 @@ def test_version_follows_data_and_settings(trained, tmp_path, rows):
     other_data = make_plan(workspace, crystals, SETTINGS)
     other_seed = make_plan(workspace, crystals, SETTINGS.model_copy(update={"seed": 1}))
     assert len({plan.version, other_data.version, other_seed.version}) == 3
-
-
-S2S_LINE = {
-    "index": 0,
-    "superconductor": 1,
-    "lattice": [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]],
-    "atomic_numbers": [41, 22],
-    "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]],
-}
-
-
-@pytest.mark.parametrize("name", ["s2s.jsonl", "s2s.jsonl.gz"])
-def test_s2s_lines_are_read_and_bad_ones_refused(tmp_path, name):
-    bad = [S2S_LINE | {"superconductor": 3}, S2S_LINE | {"atomic_numbers": [41, 120]}, {"index": 4}]
-    text = "\n".join([json.dumps(S2S_LINE), *map(json.dumps, bad), "{", ""])
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    found = dataset_from_s2s(path)
-    assert (found.names, found.formulas, found.chemical_systems) == (["s2s-1"], ["TiNb"], ["Nb-Ti"])
-    assert found.labels.tolist() == [1]
-    assert [refusal.item for refusal in found.rejected] == [f"{name} line {number}" for number in (2, 3, 4, 5)]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x1f\x8b damaged", b"{}"], ids=["missing", "empty", "damaged", "no"])
-def test_an_s2s_file_without_crystals_is_refused(tmp_path, content):
-    path = tmp_path / "s2s.jsonl.gz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"s2s\.jsonl\.gz"):
-        dataset_from_s2s(path)
-
-
-def test_s2s_is_read_whole(shared_data: Path):
-    found = dataset_from_s2s(shared_data / "s2s.jsonl.gz")
-    assert (len(found.crystals), int(found.labels.sum()), len(found.rejected)) == (1685, 421, 0)
-    assert max(map(len, found.crystals)) == 248
-    first = {Element.from_Z(int(number)).symbol for number in found.crystals[0].atomic_numbers}
-    assert found.chemical_systems[0].split("-") == sorted(first)
 
 
 @pytest.mark.usefixtures("prefect_harness")
