@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 from pymatgen.core import Composition, Structure
 
-from models.crystals import CrystalGraph, crystal_arrays, graph, orbit_graph
+from models.crystals import CrystalArrays, CrystalGraph, crystal_arrays, graph, orbit_graph
 from models.exceptions import ModelInputError
 from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
 from models.splits import Fold
