@@ -72,7 +72,7 @@ def composition_descriptors(
         and mean ionic character of a pair of elements.
     """
     atoms = torch.nn.functional.one_hot(numbers, MASKED + 1)[..., 1 : ELEMENTS + 1]
-    counts = atoms.sum(dim=1) if multiplicity is None else torch.einsum("bne,bn->be", atoms.float(), multiplicity)
+    counts = atoms.sum(dim=1) if multiplicity is None else torch.einsum("bne,bn->be", atoms.to(multiplicity.dtype), multiplicity)
     fractions = counts.to(table.dtype) / counts.sum(dim=1, keepdim=True).clamp(min=1)
     values = table[1 : ELEMENTS + 1]
     return torch.cat(
