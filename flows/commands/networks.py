@@ -1,0 +1,194 @@
+"""Networks: training, pre-training, tuning, explanation, validation."""
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.common import (
+    Config,
+    Device,
+    Epochs,
+    Folds,
+    Place,
+    Profile,
+    Seed,
+    Split,
+    load_settings,
+    location,
+    opened,
+)
+
+app = typer.Typer()
+train = typer.Typer(help="Train a network and judge it on held-out folds. Example: meissner train bnas --epochs 50")
+pretrain = typer.Typer(help="Learn from grids without labels. Example: meissner pretrain bnas --collection mp")
+tune = typer.Typer(help="Search hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10")
+explain = typer.Typer(help="Show what a network looks at. Example: meissner explain bnas vasprun.xml --output why")
+validate = typer.Typer(help="Predict what the papers report on. Example: meissner validate pairs")
+app.add_typer(train, name="train", no_args_is_help=True)
+app.add_typer(pretrain, name="pretrain", no_args_is_help=True)
+app.add_typer(tune, name="tune", no_args_is_help=True)
+app.add_typer(explain, name="explain", no_args_is_help=True)
+app.add_typer(validate, name="validate", no_args_is_help=True)
+
+
+def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
+    from flows.display import print_scores
+
+    settings = load_settings(profile, workspace=workspace, **{name: choices})
+    stages = ("grid", f"train-{name}") if data else (f"train-{name}",)
+    with opened(settings, stages) as (place, console):
+        if name == "bnas":
+            from flows.train_bnas import train_bnas
+
+            train_bnas(settings.workspace, settings.bnas, settings.processes, data, settings.grid)
+        else:
+            from flows.train_s2snet import train_s2snet
+
+            train_s2snet(settings.workspace, settings.s2snet, settings.processes)
+    if data:
+        from tasks.grid_sources import collection, collection_name
+
+        place = collection(place, collection_name(data))
+    print_scores(console, place, (name,))
+    console.print(f"The network, its scores and figures: {location(place, f'models/{name}')}")
+
+
+@train.command("bnas")
+def train_bnas(
+    profile: Profile = None,
+    workspace: Place = None,
+    data: Annotated[
+        str | None, typer.Option(help="Bands with a tc_kelvin each (file, folder, zip), not the workspace's")
+    ] = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    folds: Folds = None,
+    split: Split = None,
+    seed: Seed = None,
+    device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from pre-trained weights: latest, a version, or none")
+    ] = None,
+) -> None:
+    """Bands to Tc. Example: meissner train bnas --config paper --device cuda"""
+    choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    _train("bnas", profile, workspace, data, **choices, splits=split or None, devices=devices, pretrained=pretrained)
+
+
+@train.command("s2snet")
+def train_s2snet(
+    profile: Profile = None,
+    workspace: Place = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    folds: Folds = None,
+    split: Split = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Crystal to superconductor or not. Example: meissner train s2snet --split chemical-system"""
+    choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    _train("s2snet", profile, workspace, **choices, splits=split or None)
+
+
+@pretrain.command("bnas")
+def pretrain_bnas(
+    profile: Profile = None,
+    workspace: Place = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Collection whose grids are learnt from, not the workspace's")
+    ] = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    share: Annotated[float | None, typer.Option(help="Share of the patches that are hidden")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, hidden patches and batches")] = None,
+    device: Device = None,
+) -> None:
+    """Hidden patches of bands, restored. Example: meissner pretrain bnas --collection mp --config paper"""
+    choices = {"config": config, "epochs": epochs, "share": share, "seed": seed, "device": device}
+    settings = load_settings(profile, workspace=workspace, pretraining=choices)
+    with opened(settings, ("pretrain-bnas",)) as (place, console):
+        from flows.pretrain_bnas import pretrain_bnas as flow
+
+        found = flow(settings.workspace, settings.pretraining, collection).counts
+    console.print(
+        f"Error on hidden patches of {found['held_out']} held-out materials: {found['error']}; the visible mean "
+        f"{found['visible mean']}, the training mean {found['training mean']}"
+    )
+    console.print(f"The weights: {location(place, 'models/bnas-pretraining')}/{found['version']}")
+
+
+@tune.command("bnas")
+def tune_bnas(
+    profile: Profile = None,
+    workspace: Place = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, finished ones included")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a trial")] = None,
+    space: Annotated[str | None, typer.Option(help="Ranges: paper (Table II, with its points first) or small")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study, which a killed search goes on with")] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna's database URL; none: a file in the workspace")] = None,
+    config: Config = None,
+) -> None:
+    """Search BNAS hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10"""
+    from flows.display import print_trials
+
+    choices = {"trials": trials, "epochs": epochs, "space": space, "study": study, "storage": storage}
+    settings = load_settings(profile, workspace=workspace, tuning=choices, bnas={"config": config})
+    with opened(settings, ("tune",)) as (place, console):
+        from flows.tune import tune_bnas as flow
+
+        flow(settings.workspace, settings.tuning, settings.bnas, settings.processes)
+    print_trials(console, place, settings.tuning.study)
+
+
+@explain.command("bnas")
+def explain_bnas(
+    material: Annotated[str, typer.Argument(help="Id of a material that has a grid, or a vasprun.xml")],
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/bnas in the workspace")
+    ] = None,
+    band: Annotated[int | None, typer.Option(help="Band to show, from 1; without: the nearest to E_F")] = None,
+    point: Annotated[str, typer.Option(help="k point that the planes go through, fractional: 0,0,0.25")] = "0,0,0",
+) -> None:
+    """Attention rollout of one material, and what it is worth. Example: meissner explain bnas Nb-229 --output why"""
+    from rich.console import Console
+
+    from flows.display import print_explanation
+    from tasks.attention import explain_material
+    from tasks.workspace import Workspace
+
+    place = Workspace(load_settings(profile, workspace=workspace).workspace)
+    found, files = explain_material(place, material, output, None if band is None else band - 1, _point(point))
+    print_explanation(Console(), found, files)
+
+
+@validate.command("pairs")
+def validate_pairs(profile: Profile = None, workspace: Place = None) -> None:
+    """Table I of the BNAS paper: four pairs, one of each a superconductor. Example: meissner validate pairs"""
+    from flows.display import print_pairs
+
+    settings = load_settings(profile, workspace=workspace)
+    with opened(settings, ("validate-pairs",)) as (place, console):
+        from flows.validate import pairs as flow
+        from tasks.validation import OUTPUT, check_found
+
+        found = flow(settings.workspace)
+    print_pairs(console, place)
+    console.print(f"The table: {location(place, OUTPUT)}", soft_wrap=True)
+    check_found(found, place)
+
+
+def _point(text: str) -> tuple[float, ...]:
+    """Three fractional coordinates, written as 0,0,0.25."""
+    from tasks.exceptions import InputError
+
+    try:
+        coordinates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        coordinates = ()
+    if len(coordinates) != 3 or not all(abs(coordinate) <= 1 for coordinate in coordinates):
+        raise InputError(f"--point {text!r} is not three fractional coordinates between -1 and 1, such as 0,0,0.25")
+    return coordinates

@@ -1,0 +1,119 @@
+"""Discovery: the whole pipeline, screening, prediction, the report."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.common import (
+    DATA_STEPS,
+    NETWORK_STEPS,
+    Engine,
+    Limit,
+    Place,
+    Profile,
+    check_sources,
+    inputs_of,
+    load_settings,
+    location,
+    opened,
+    steps_of,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tasks.workspace import Workspace
+
+app = typer.Typer()
+
+
+@app.command()
+def discover(
+    profile: Profile = None,
+    workspace: Place = None,
+    engine: Engine = None,
+    limit: Limit = None,
+) -> None:
+    """Run everything, from reports to ranked candidates. Example: meissner discover --profile starter"""
+    from flows.display import STAGES, print_candidates, print_scores
+
+    settings = load_settings(profile, workspace=workspace, bands={"engine": engine, "limit": limit})
+    check_sources(settings)
+    with opened(settings, STAGES) as (place, console):
+        from flows.discover import discover as flow
+
+        flow(**inputs_of(settings), **steps_of(settings, *DATA_STEPS, *NETWORK_STEPS), processes=settings.processes)
+    print_candidates(console, place)
+    print_scores(console, place)
+    _print_next_steps(console, place)
+
+
+@app.command()
+def screen(
+    profile: Profile = None,
+    workspace: Place = None,
+    max_gap: Annotated[float | None, typer.Option(help="Largest band gap, eV")] = None,
+    element: Annotated[list[str] | None, typer.Option(help="Only materials that hold it; may be repeated")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many materials")] = None,
+) -> None:
+    """Rank every material that has bands. Example: meissner screen --max-gap 0.2 --element Nb"""
+    from flows.display import print_candidates
+
+    choices = {"max_gap_ev": max_gap, "elements": element or None, "limit": limit}
+    settings = load_settings(profile, workspace=workspace, screening=choices)
+    with opened(settings, ("screen",)) as (place, console):
+        from flows.screening import screen as flow
+
+        flow(settings.workspace, settings.screening)
+    print_candidates(console, place)
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="CIF, POSCAR, pymatgen JSON or vasprun.xml files")],
+    profile: Profile = None,
+    workspace: Place = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
+) -> None:
+    """Ask the trained networks about single materials. Example: meissner predict MgB2.cif vasprun.xml"""
+    from rich.console import Console
+
+    from flows.display import print_predictions
+    from tasks.screening import predict as answer
+    from tasks.workspace import Workspace
+
+    settings = load_settings(profile, workspace=workspace)
+    predictions = answer(files, Workspace(settings.workspace))
+    print_predictions(Console(), predictions, "json" if as_json else "csv" if as_csv else "table")
+    if all(prediction.error for prediction in predictions):
+        raise typer.Exit(2)
+
+
+@app.command()
+def report(
+    profile: Profile = None,
+    workspace: Place = None,
+    top: Annotated[int | None, typer.Option(help="Candidates with a panel of their own")] = None,
+) -> None:
+    """Write the page about the last screening. Example: meissner report --top 20"""
+    settings = load_settings(profile, workspace=workspace, report={"top": top})
+    with opened(settings, ("report",)) as (place, console):
+        from flows.report import report as flow
+
+        flow(settings.workspace, settings.report)
+    console.print(f"The report: {location(place, 'report/index.html')}")
+
+
+def _print_next_steps(console: "Console", place: "Workspace") -> None:
+    import shutil
+
+    option = "" if place.url == "workspace" else f" --workspace {place.url}"
+    meissner = "meissner" if shutil.which("meissner") else sys.argv[0]
+    console.print(f"\nThe report: [bold]{location(place, 'report/index.html')}[/]")
+    console.print("Next:")
+    console.print(f"  {meissner} predict YOUR.cif{option}   both networks on a crystal of yours")
+    console.print(f"  {meissner} ui{option}   what ran, in Prefect's UI")
+    console.print("  README.md, “Real data”   your own reports and crystals")
