@@ -264,7 +264,8 @@ def _ask_bnas(
     """Tc of each material: held out where it was trained on, so that no memory is shown as a prediction."""
     names = [entry["material_id"] for entry in entries]
     asked = [place for place, name in enumerate(names) if held_out.origin(name) != "out-of-fold"]
-    prediction = bnas.predict(grids[asked]) if asked else None
+    formulas = [entries[place]["formula"] for place in asked]
+    prediction = bnas.predict(grids[asked], formulas=formulas) if asked else None
     rows = {place: row for row, place in enumerate(asked)}
     answers = []
     for place, name in enumerate(names):

@@ -116,9 +116,10 @@ def diagonalise_directly(ground: Any, task: dict[str, Any], kept: int) -> Any:
     from gpaw import GPAW
 
     changes = {"kpts": {"size": task["band_grid"], "gamma": True}, "nbands": kept, "txt": task["log"]}
-    changes["parallel"] = {"domain": 1, "band": 1}  # the whole matrix of a k point in one process
     calc = GPAW(**{**ground.parameters, **changes})
     calc.initialize(ground.atoms)
+    if calc.wfs.gd.comm.size > 1:  # an MPI run that shares each k point between processes
+        return diagonalise_iteratively(ground, task, kept)
     calc.wfs.diagonalize_full_hamiltonian(ground.hamiltonian, ground.atoms, calc.log, nbands=kept, expert=True)
     return calc
 

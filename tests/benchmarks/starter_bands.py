@@ -44,7 +44,9 @@ def difference(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     energies, before = np.array(new["energies"]), np.array(old["energies"])
     below = np.array(new["dos_energies"]) <= 0
     seen = {
-        f"{name}_electrons": [round(float(np.trapezoid(np.array(row[f"dos_{name}"])[below], dx=0.1)), 2) for row in both]
+        f"{name}_electrons": [
+            round(float(np.trapezoid(np.array(row[f"dos_{name}"])[below], dx=0.1)), 2) for row in both
+        ]
         for name in "spd"
         for both in [(old, new)]
     }
