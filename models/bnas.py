@@ -171,7 +171,7 @@ class Bnas(nn.Module):
             self._start_as_published()
 
     def forward(self, energies: Tensor, fractions: Tensor | None = None) -> Tensor:
-        """Predict (B,) ln(Tc/K + 1); ModelInputError for a wrong shape, or for compositions missing or not asked for."""
+        """Predict (B,) ln(Tc/K + 1); ModelInputError for a wrong shape, or compositions missing or not asked for."""
         if (fractions is None) != (self.composition is None):
             wanted = "takes energies and compositions" if self.composition is not None else "takes energies alone"
             raise ModelInputError(f"This BNAS {wanted}")
@@ -295,8 +295,8 @@ CONFIGS: dict[str, tuple[BnasConfig, Recipe]] = {
             epochs=20, batch_size=16, learning_rate=5e-4, weight_decay=0.05, warmup=0.1, schedule="cosine", clip=1.0
         ),
     ),
-    # What learns most from some 240 materials (docs/results.md): a small network of the bands, every fourth k point, and
-    # the composition beside it.
+    # What learns most from some 240 materials (docs/results.md): a small network of the bands, every fourth k point,
+    # and the composition beside it.
     "best": (
         BnasConfig(
             embed_dim=64,

@@ -6,6 +6,7 @@ GPAW is imported only here, so that a calculation can be killed, run out of memo
 """
 
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -189,7 +190,7 @@ def sphere_shares(calc: Any) -> np.ndarray:
         for atom, projections in kpt.projections.items():
             setup = calc.wfs.setups[atom]
             first = np.cumsum([0] + [2 * number + 1 for number in setup.l_j])
-            waves = [projections[:, start:stop] for start, stop in zip(first[:-1], first[1:], strict=True)]
+            waves = [projections[:, start:stop] for start, stop in itertools.pairwise(first)]
             for one, other, overlap in sphere_overlaps(setup):
                 product = (waves[one].conj() * waves[other]).sum(axis=1).real
                 shares[setup.l_j[one], kpt.s, kpt.k, own_bands] += overlap * product

@@ -5,8 +5,8 @@
 WORKSPACE holds labelled grids (a collection will do). The recipes train the network of the ``starter`` configuration,
 for the published one is too large for a CPU; ``published`` is the paper's optimiser with one image a step, for as many
 epochs. ``best`` is the configuration of that name, which sees the composition, too; with ``bands hidden`` it sees
-nothing else, with ``composition hidden`` it is its network of the bands alone. R2 is of ln(Tc + 1) over all held-out materials, grouped by chemical system, mean over seeds; the time is of all
-folds.
+nothing else, with ``composition hidden`` it is its network of the bands alone. R2 is of ln(Tc + 1) over all held-out
+materials, grouped by chemical system, mean over seeds; the time is of all folds.
 """
 
 # ruff: noqa: T201 - a benchmark prints its table

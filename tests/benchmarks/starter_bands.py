@@ -8,6 +8,8 @@ all materials are there. What differs from the bundled table is printed material
 hash of the bands, which every later stage hangs on.
 """
 
+# ruff: noqa: T201 - a benchmark prints what it finds
+
 import argparse
 import json
 from pathlib import Path
