@@ -295,8 +295,7 @@ CONFIGS: dict[str, tuple[BnasConfig, Recipe]] = {
             epochs=20, batch_size=16, learning_rate=5e-4, weight_decay=0.05, warmup=0.1, schedule="cosine", clip=1.0
         ),
     ),
-    # What learns most from some 240 materials (docs/results.md): a small network of the bands, every fourth k point,
-    # and the composition beside it.
+    # For a few hundred materials: a small network of the bands, every fourth k point, and the composition beside it.
     "best": (
         BnasConfig(
             embed_dim=64,
