@@ -157,7 +157,8 @@ class Bnas(nn.Module):
         blocks = [Block(config) for _ in range(config.depth)]
         self.blocks: Sequence[Block] = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.composition, self.joined = None, None
+        self.composition: CompositionBranch | None = None
+        self.joined: nn.Sequential | None = None
         if config.composition:
             self.composition = CompositionBranch(config.composition, config.dropout)
             self.joined = nn.Sequential(
