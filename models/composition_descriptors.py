@@ -72,8 +72,17 @@ def composition_descriptors(
         and mean ionic character of a pair of elements.
     """
     atoms = torch.nn.functional.one_hot(numbers, MASKED + 1)[..., 1 : ELEMENTS + 1]
-    counts = atoms.sum(dim=1) if multiplicity is None else torch.einsum("bne,bn->be", atoms.to(multiplicity.dtype), multiplicity)
+    counts = (
+        atoms.sum(dim=1)
+        if multiplicity is None
+        else torch.einsum("bne,bn->be", atoms.to(multiplicity.dtype), multiplicity)
+    )
     fractions = counts.to(table.dtype) / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return fraction_descriptors(fractions, table)
+
+
+def fraction_descriptors(fractions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The same (B, 144) descriptors from (B, 95) atomic fractions, column Z - 1, such as those of a doped crystal."""
     values = table[1 : ELEMENTS + 1]
     return torch.cat(
         [

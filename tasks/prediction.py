@@ -195,7 +195,7 @@ def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
 
 def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:
     grid = make_grid(bands, GridSettings()).energies
-    prediction = predictor.bnas.predict(grid[None])
+    prediction = predictor.bnas.predict(grid[None], formulas=["".join(bands.species)])
     names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
     return {name: float(getattr(prediction, name)[0]) for name in names} | {
         "bnas_version": predictor.bnas.version,

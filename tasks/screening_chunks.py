@@ -228,7 +228,9 @@ def _ask_bnas(batch: Sequence[_Candidate], asked: Asked, images: int) -> list[di
     places = [place for place, origin in enumerate(origins) if origin != "out-of-fold"]
     prediction = None
     if places:
-        prediction = asked.bnas.predict(np.stack([batch[place].material.grid for place in places]), images=images)
+        grids = np.stack([batch[place].material.grid for place in places])
+        formulas = [str(batch[place].row["formula"]) for place in places]
+        prediction = asked.bnas.predict(grids, images=images, formulas=formulas)
     answers = []
     for place, (one, origin) in enumerate(zip(batch, origins, strict=True)):
         answer: dict[str, Any] = dict.fromkeys((*TC_COLUMNS, "images"))
