@@ -55,6 +55,8 @@ __all__ = [
 
 RESULT = "candidates/candidates.parquet"
 RETRY_SECONDS = (5.0, 30.0)
+# settings that the rows depend on, beside the versions of the networks
+SHAPING = {"best", "coverage", "elements", "ids", "limit", "max_distance", "max_gap_ev", "since"}
 SHOWN_CANDIDATES = 50  # in a run's artifacts
 SHOWN_COLUMNS = ("rank", "formula", "space_group", "tc_kelvin", "probability", "known", "nearest_formula")
 
@@ -213,7 +215,7 @@ def _provenance(home: Workspace, settings: ScreeningSettings) -> dict[str, str]:
         "code": {"meissner": version("meissner"), "screening": CODE_VERSION},
         "networks": {"bnas": pinned.bnas_version, "s2snet": pinned.s2snet_version},
         "data": {name: home.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX)},
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", include=SHAPING),
     }
     return {"meissner": json.dumps(found, sort_keys=True)}
 
