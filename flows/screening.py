@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
-from prefect import Task, flow, unmapped
+from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.grids import WORTH_A_PROCESS, grid_source
@@ -75,7 +76,7 @@ def _map(
     ):
         progress.start(sum(len(chunk.items) for chunk in done), count_refused(place, done))
         shared = {name: unmapped(value) for name, value in work.items()}
-        one: Task[..., int] = screen_chunk
+        one: Any = screen_chunk  # Prefect types tasks that take keywords only too narrowly
         futures = runner.map(one, {**shared, "chunk": list(left.values())})
         parts: dict[PrefectFuture[int], Chunk] = dict(zip(futures, left.values(), strict=True))
         for future in as_completed(list(parts)):

@@ -132,7 +132,7 @@ def paper_reading(width: int, layers: int, lattice: bool) -> NamedConfig:
     scaled = {"batch_size": SCALED_BATCH, "learning_rate": rate}
     return NamedConfig(
         network=S2SNetConfig(**(published.model_dump() | changes)),
-        pretraining=named.pretraining.model_copy(update=scaled),
+        pretraining=named.pretraining and named.pretraining.model_copy(update=scaled),
         finetuning=named.finetuning.model_copy(update=scaled),
         freeze=named.freeze,
     )

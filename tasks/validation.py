@@ -188,7 +188,7 @@ def validate(workspace: Workspace, compounds: Sequence[Compound] = TABLE_I, cove
             rows.append(known | {"found": False, "note": say_missing(workspace, compound)})
         for candidate, doubt in matches:
             _, grids = read_grids(candidate.place, [candidate.material_id])
-            prediction = bnas.predict(grids, "cpu", [candidate.formula])
+            prediction = bnas.predict(grids, "cpu", formulas=[candidate.formula])
             names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
             own = not candidate.collection and candidate.material_id in held_out.trained
             held = held_out.values.get(candidate.material_id) if own else None
