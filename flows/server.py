@@ -33,7 +33,12 @@ LOOPBACK = "127.0.0.1"
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # what a server asks for
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"  # what a client says
 START_SECONDS = 300  # on a busy machine; 7 s on an idle one
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_CLI_PROMPT": "false"}
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a pickled result could be exchanged for another by who can write it
+}
 # Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
 # about what went wrong.
 CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}

@@ -85,6 +85,7 @@ def test_servers_without_services_and_one_process_with_them():
     apis = [name for name, command in commands.items() if "--no-services" in command]
     assert apis == ["api-1", "api-2"]
     assert [name for name, command in commands.items() if command[1:3] == ["server", "services"]] == ["services"]
+    assert found["api-2"]["depends_on"] == {"api-1": {"condition": "service_healthy"}}, "two at once on an empty database"
     assert found["proxy"]["environment"]["API_SERVERS"].split() == [f"{name}:4200" for name in apis]
 
 
