@@ -126,7 +126,13 @@ def refuse_entities(path: Path) -> None:
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda *_: found.append(True)
-    openers: dict[str, Any] = {".gz": gzip.open, ".z": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".lzma": lzma.open}
+    openers: dict[str, Any] = {
+        ".gz": gzip.open,
+        ".z": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".lzma": lzma.open,
+    }
     with openers.get(path.suffix.lower(), open)(path, "rb") as file:
         while not found and (block := file.read(HEAD_BYTES)):
             parser.Parse(block)

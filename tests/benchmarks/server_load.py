@@ -3,13 +3,16 @@
     python tests/benchmarks/server_load.py --runs 200 --tasks 20 --workers 2
 
 The workers are processes that live on: they take runs from a queue of the server as Prefect's workers do (each run is
-claimed by the state Pending, which the server gives once) and run the flow themselves. So the server is measured, and not
-the three to five seconds of CPU that a new Python process with Prefect takes. A run counts as complete when the server
-says so, a task run when it has come through the server's events. Exit code 1 if one is lost or comes twice.
+claimed by the state Pending, which the server gives once) and run the flow themselves. So the server is measured, and
+not the three to five seconds of CPU that a new Python process with Prefect takes. A run counts as complete when the
+server says so, a task run when it has come through the server's events. Exit code 1 if one is lost or comes twice.
 """
+
+# ruff: noqa: T201 - a benchmark prints its table
 
 import argparse
 import asyncio
+import inspect
 import json
 import os
 import subprocess
@@ -27,18 +30,6 @@ from tests import postgres
 
 POOL = "load"
 WAIT_SECONDS = 7200
-
-
-@contextmanager
-def cluster():
-    """A PostgreSQL of its own, by the fixture of the tests."""
-    made = postgres.postgres_cluster.__wrapped__() if hasattr(postgres.postgres_cluster, "__wrapped__") else None
-    if made is None:
-        made = postgres.postgres_cluster._get_wrapped_function()()  # noqa: SLF001
-    try:
-        yield next(made)
-    finally:
-        made.close()
 
 
 @contextmanager
@@ -123,7 +114,8 @@ def work(total):
 
     done = 0
     with get_client(sync_client=True) as client:
-        while client.request("POST", "/flow_runs/count", json={"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}).json() < total:
+        completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+        while client.request("POST", "/flow_runs/count", json=completed).json() < total:
             body = {"limit": 5}
             found = client.request("POST", f"/work_pools/{POOL}/get_scheduled_flow_runs", json=body).json()
             if not found:
@@ -153,7 +145,9 @@ def measure(name, url, runs, tasks, workers):
         assert len(set(ids)) == runs
         command = [sys.executable, __file__, "--work", str(runs)]
         started = time.monotonic()
-        running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(workers)]
+        running = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(workers)
+        ]
         shares = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
         seconds = time.monotonic() - started
         wanted = runs * tasks
@@ -168,8 +162,8 @@ def measure(name, url, runs, tasks, workers):
         }
     whole = found == {"flow runs": runs, "completed": runs, "task runs": wanted, "task runs completed": wanted}
     print(
-        f"| {name} | {runs} × {tasks} | {queued:.1f} | {seconds:.1f} | {runs / seconds * 60:.0f} | {wanted / seconds:.0f} | "
-        f"{recorded:.1f} | {' + '.join(map(str, shares))} | {'none lost, none twice' if whole else found} |",
+        f"| {name} | {runs} × {tasks} | {queued:.1f} | {seconds:.1f} | {runs / seconds * 60:.0f} | "
+        f"{wanted / seconds:.0f} | {recorded:.1f} | {' + '.join(map(str, shares))} | {'none lost, none twice' if whole else found} |",
         flush=True,
     )
     return whole and sum(shares) == runs
@@ -189,9 +183,12 @@ def main():
     print("| database | flow runs × tasks | queued, s | run, s | flow runs/min | tasks/s | recorded, s | by worker | |")
     print("|---|---|---|---|---|---|---|---|---|")
     with ExitStack() as stack:
+        cluster = contextmanager(inspect.unwrap(postgres.postgres_cluster))  # the fixture of the tests
         url = stack.enter_context(cluster()).fresh().replace("postgresql://", "postgresql+asyncpg://")
         good = [measure("PostgreSQL", url, asked.runs, asked.tasks, asked.workers)]
-        good.append(measure("SQLite", "sqlite+aiosqlite:///{folder}/prefect.db", asked.runs, asked.tasks, asked.workers))
+        good.append(
+            measure("SQLite", "sqlite+aiosqlite:///{folder}/prefect.db", asked.runs, asked.tasks, asked.workers)
+        )
     print(f"load {os.getloadavg()[0]:.1f} after")
     sys.exit(not all(good))
 

@@ -48,7 +48,9 @@ class Machine:
         return text
 
     def environment(self, name, **changes):
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "AWS_", "MEISSNER_"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "AWS_", "MEISSNER_"))
+        }
         found = {key: self.here(str(value)) for key, value in self.services[name].get("environment", {}).items()}
         home = self.folder / f"home-{name}"
         home.mkdir(exist_ok=True)

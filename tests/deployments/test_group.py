@@ -156,7 +156,9 @@ def test_what_one_server_is_told_the_other_knows_and_a_worker_runs_it(group, reg
     )
     assert run["id"] == made.json()["id"]
     # task runs come by events: through Redis to the services
-    tasks = wait_for(lambda: [t for t in ask(group, "api-2", "task_runs/filter").json() if t["state_type"] == "COMPLETED"])
+    tasks = wait_for(
+        lambda: [t for t in ask(group, "api-2", "task_runs/filter").json() if t["state_type"] == "COMPLETED"]
+    )
     assert [task["name"].split("-")[0] for task in tasks] == ["double"]
 
 
@@ -166,7 +168,7 @@ def test_an_event_passes_through_redis_to_an_automation(group, registered):
     before = len(ask(group, "api-1", "flow_runs/filter").json())
     script(
         group,
-        f"from prefect.events import emit_event; emit_event({EVENT!r}, resource={{'prefect.resource.id': 'meissner.x'}})",
+        f"from prefect.events import emit_event as emit; emit({EVENT!r}, resource={{'prefect.resource.id': 'meissner.x'}})",
     )
     runs = wait_for(
         lambda: finished(group, "api-2", before + 1),

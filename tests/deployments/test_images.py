@@ -85,7 +85,9 @@ def test_servers_without_services_and_one_process_with_them():
     apis = [name for name, command in commands.items() if "--no-services" in command]
     assert apis == ["api-1", "api-2"]
     assert [name for name, command in commands.items() if command[1:3] == ["server", "services"]] == ["services"]
-    assert found["api-2"]["depends_on"] == {"api-1": {"condition": "service_healthy"}}, "two at once on an empty database"
+    assert found["api-2"]["depends_on"] == {"api-1": {"condition": "service_healthy"}}, (
+        "two at once on an empty database"
+    )
     assert found["proxy"]["environment"]["API_SERVERS"].split() == [f"{name}:4200" for name in apis]
 
 
@@ -114,7 +116,9 @@ def test_the_image_runs_as_nobody_special_and_is_pinned():
 
 
 def test_what_the_image_copies_is_there_and_let_in():
-    allowed = [line[1:] for line in (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"]
+    allowed = [
+        line[1:] for line in (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
     copied = {
         source
         for name, value in instructions()
@@ -141,6 +145,8 @@ def test_interpolation_is_that_of_compose():
     assert interpolate("${A} ${B:-b} $${A} ${C:-}", {"A": "a"}) == "a b ${A} "
 
 
-@pytest.mark.parametrize("path", [*DEPLOYMENTS.rglob("*.yaml"), *DEPLOYMENTS.rglob("*.json")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*DEPLOYMENTS.rglob("*.yaml"), *DEPLOYMENTS.rglob("*.json")], ids=lambda path: path.name
+)
 def test_files_can_be_read(path):
     assert list(yaml.safe_load_all(path.read_text())) if path.suffix == ".yaml" else json.loads(path.read_text())

@@ -30,7 +30,6 @@ import prefect.server.services.scheduler as scheduler
 from prefect.server import models, schemas
 from prefect.server.database import provide_database_interface
 from prefect.server.schemas.states import Completed
-from prefect.server.services.perpetual_services import Perpetual
 import sqlalchemy as sa
 
 schedules, months, step_days = json.loads(sys.argv[1]), int(sys.argv[2]), 5
@@ -44,9 +43,10 @@ async def main():
         flow = await models.flows.create_flow(session, schemas.core.Flow(name="f"))
         ids = {}
         for name, (cron, zone) in schedules.items():
-            made = await models.deployments.create_deployment(session, schemas.core.Deployment(name=name, flow_id=flow.id,
-                schedules=[schemas.core.DeploymentSchedule(
-                    schedule=schemas.schedules.CronSchedule(cron=cron, timezone=zone), active=True)]))
+            clock = schemas.schedules.CronSchedule(cron=cron, timezone=zone)
+            asked = schemas.core.Deployment(name=name, flow_id=flow.id,
+                schedules=[schemas.core.DeploymentSchedule(schedule=clock, active=True)])
+            made = await models.deployments.create_deployment(session, asked)
             ids[made.id] = name
     clock, fired = begin, {name: [] for name in schedules}
     with patch.object(scheduler, "now", lambda *_: clock):
@@ -103,7 +103,9 @@ def test_each_time_of_two_years_is_due_exactly_once(fired, name):
     found = [datetime.fromisoformat(time) for time in fired[name]]
     wanted = expected(*SCHEDULES[name])
     assert len(found) == len(set(found)), "none twice"
-    if name == "weekly-berlin":  # on the last Sunday of March there is no half past two: it is due an hour later or earlier
+    if (
+        name == "weekly-berlin"
+    ):  # on the last Sunday of March there is no half past two: it is due an hour later or earlier
         assert [time.date() for time in found] == [time.date() for time in wanted]
         assert sum(a != b for a, b in zip(found, wanted, strict=True)) <= MONTHS // 12
     else:

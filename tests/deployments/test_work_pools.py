@@ -1,4 +1,4 @@
-"""Work pools of deployments/kubernetes and deployments/slurm: made on a real server by Prefect's own command, and used."""
+"""Work pools of deployments/kubernetes and deployments/slurm: made on a real server by Prefect, and used."""
 
 import json
 import os

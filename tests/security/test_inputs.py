@@ -46,7 +46,7 @@ def unsafe_reads(text):
             found.append(name)
         if words.get("persist_result") == "True" or {"result_serializer", "result_storage"} & set(words):
             found.append(f"{name}: results of Prefect are not kept, or kept as JSON")
-        if name == "yaml.load" or last in {"eval", "exec"} and name in {"eval", "exec"}:
+        if name == "yaml.load" or (last in {"eval", "exec"} and name in {"eval", "exec"}):
             found.append(name)
     return found
 
@@ -110,7 +110,18 @@ def test_an_entity_cannot_name_a_file(tmp_path):
     assert "5planted5" not in str(told.value)
 
 
-IDS = ["../../etc/passwd", "/etc/passwd", "a/../../b", "..", ".", "mp-1\x00", "con:aux", "..\\..\\x", "é" * 300, "-rf *"]
+IDS = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../../b",
+    "..",
+    ".",
+    "mp-1\x00",
+    "con:aux",
+    "..\\..\\x",
+    "é" * 300,
+    "-rf *",
+]
 
 
 @pytest.mark.parametrize("name", IDS, ids=lambda name: ascii(name)[:20])
