@@ -163,7 +163,8 @@ def measure(name, url, runs, tasks, workers):
     whole = found == {"flow runs": runs, "completed": runs, "task runs": wanted, "task runs completed": wanted}
     print(
         f"| {name} | {runs} × {tasks} | {queued:.1f} | {seconds:.1f} | {runs / seconds * 60:.0f} | "
-        f"{wanted / seconds:.0f} | {recorded:.1f} | {' + '.join(map(str, shares))} | {'none lost, none twice' if whole else found} |",
+        f"{wanted / seconds:.0f} | {recorded:.1f} | "
+        f"{' + '.join(map(str, shares))} | {'none lost, none twice' if whole else found} |",
         flush=True,
     )
     return whole and sum(shares) == runs

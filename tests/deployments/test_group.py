@@ -168,7 +168,8 @@ def test_an_event_passes_through_redis_to_an_automation(group, registered):
     before = len(ask(group, "api-1", "flow_runs/filter").json())
     script(
         group,
-        f"from prefect.events import emit_event as emit; emit({EVENT!r}, resource={{'prefect.resource.id': 'meissner.x'}})",
+        "from prefect.events import emit_event;"
+        f"emit_event({EVENT!r}, resource={{'prefect.resource.id': 'meissner.dataset'}})",
     )
     runs = wait_for(
         lambda: finished(group, "api-2", before + 1),
