@@ -192,6 +192,11 @@ def test_health_checks_of_the_file_pass_here_and_fail_where_nothing_is(group, re
         assert subprocess.run(command, capture_output=True).returncode == 0, name
         nowhere = [sys.executable, *[word.replace(there, str(free_port())) for word in test[1:]]]
         assert subprocess.run(nowhere, capture_output=True).returncode == 1, name
+    test = [sys.executable, *group.machine.services["services"]["healthcheck"]["test"][2:]]
+    there = group.machine.environment("services")
+    assert subprocess.run(test, env=there, capture_output=True).returncode == 0
+    empty = {"PREFECT_SERVER_DOCKET_URL": there["PREFECT_SERVER_DOCKET_URL"].removesuffix("1") + "9"}
+    assert subprocess.run(test, env=there | empty, capture_output=True).returncode == 1, "another database of Redis"
 
 
 def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registered):
