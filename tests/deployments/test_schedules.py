@@ -32,7 +32,7 @@ from prefect.server.database import provide_database_interface
 from prefect.server.schemas.states import Completed
 import sqlalchemy as sa
 
-schedules, months, step_days = json.loads(sys.argv[1]), int(sys.argv[2]), 5
+schedules, months, step_days = json.loads(sys.argv[1]), int(sys.argv[2]), 15
 begin = datetime(2027, 1, 1, 12, tzinfo=timezone.utc)
 end = datetime(2027 + months // 12, 1, 1, 12, tzinfo=timezone.utc)
 

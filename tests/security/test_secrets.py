@@ -9,6 +9,11 @@ from pathlib import Path
 import boto3
 import pytest
 
+from models.exceptions import MeissnerError
+from tasks.exceptions import InputError
+from tasks.settings import Settings, TuningSettings
+from tasks.tuning import storage_url
+from tasks.workspace import Workspace
 from tests.tasks.materials_project import KEY, materials_project
 
 MEISSNER = Path(sys.executable).with_name("meissner")
@@ -73,3 +78,21 @@ def test_no_secret_is_anywhere(run, secret):
     forms = [secret.encode(), base64.b64encode(secret.encode()), secret.encode().hex().encode()]
     found = [name for name, data in run.items() for form in forms if form in data]
     assert found == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:planted@h/db", "postgresql+pg8000://u:pl$anted@h:5432/db"])
+def test_a_password_in_the_address_of_studies_is_refused_and_not_shown(url):
+    with pytest.raises(
+        MeissnerError, match=r"'tuning\.storage' holds a password.*write \$\{NAME\} in its place"
+    ) as told:
+        Settings.load(None, tuning={"storage": url})
+    assert "anted" not in str(told.value)
+
+
+def test_the_password_of_studies_comes_from_the_environment(monkeypatch, tmp_path):
+    settings = TuningSettings(storage="postgresql+pg8000://u:${STUDIES}@h/db")
+    with pytest.raises(InputError, match="names STUDIES, which is not set"):
+        storage_url(Workspace(tmp_path), settings)
+    monkeypatch.setenv("STUDIES", "planted")
+    assert storage_url(Workspace(tmp_path), settings) == "postgresql+pg8000://u:planted@h/db"
+    assert "planted" not in settings.model_dump_json()
