@@ -218,16 +218,6 @@ def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registe
     wait_for(lambda: finished(group, "api-2", before + 1), what=lambda: group.machine.log("worker"))
 
 
-def test_the_page_of_studies_starts_on_postgres(group, postgres_url):
-    port = free_port()
-    group.machine.addresses["postgres:5432/optuna"] = postgres_url.split("@")[1]
-    words = group.machine.services["optuna-dashboard"]["command"][-1]
-    here = group.machine.here(words).replace("0.0.0.0", "127.0.0.1").replace("--port 8080", f"--port {port}")
-    group.machine.start("optuna-dashboard", (words, here))
-    page = f"http://127.0.0.1:{port}/dashboard/"
-    wait_for(lambda: answers(page), what=lambda: group.machine.log("optuna-dashboard"))
-
-
 def test_passwords_are_in_no_log_of_the_group(group, registered):
     group.machine.stop()
     for log in group.folder.glob("*.log"):

@@ -14,7 +14,7 @@ from dockerfile_parse import DockerfileParser
 from tests.deployments.compose import DEPLOYMENTS, interpolate, services
 
 VALUES = dict.fromkeys(("PREFECT_AUTH", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"), "x")
-ONCE = {"migrate", "bucket", "deploy"}
+ONCE = {"migrate", "bucket", "studies", "deploy"}
 FILES = [path for path in DEPLOYMENTS.rglob("*") if path.is_file() and path.suffix not in {".parquet", ".pyc"}]
 
 
