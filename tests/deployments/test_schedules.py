@@ -103,9 +103,8 @@ def test_each_time_of_two_years_is_due_exactly_once(fired, name):
     found = [datetime.fromisoformat(time) for time in fired[name]]
     wanted = expected(*SCHEDULES[name])
     assert len(found) == len(set(found)), "none twice"
-    if (
-        name == "weekly-berlin"
-    ):  # on the last Sunday of March there is no half past two: it is due an hour later or earlier
+    if name == "weekly-berlin":
+        # on the last Sunday of March there is no half past two
         assert [time.date() for time in found] == [time.date() for time in wanted]
         assert sum(a != b for a, b in zip(found, wanted, strict=True)) <= MONTHS // 12
     else:
