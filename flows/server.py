@@ -172,14 +172,14 @@ def _environment_kept(*names: str) -> Iterator[None]:
 
 
 def _running_server(home: Path) -> Server | None:
-    with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
+    try:
         address = json.loads((home / "server.json").read_text())["ui_url"]
         answer = httpx.get(f"{address}/api/version", timeout=2, auth=_credentials())
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise InputError(f"The Prefect server {address} asks for a password: set {CLIENT_AUTH}=user:password")
-        if answer.status_code == httpx.codes.OK:
-            return Server(address, owned=False)
-    return None
+    except (OSError, ValueError, httpx.HTTPError):
+        return None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise InputError(f"The Prefect server {address} asks for a password: set {CLIENT_AUTH}=user:password")
+    return Server(address, owned=False) if answer.status_code == httpx.codes.OK else None
 
 
 @contextlib.contextmanager
