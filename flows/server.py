@@ -151,7 +151,7 @@ def prefect_server(
             meanwhile()
             yield found
             return
-        with _start_server(home, address, port or _free_port(), meanwhile) as server:
+        with _start_server(home, address, port or _free_port(address), meanwhile) as server:
             try:
                 yield server
             finally:
@@ -254,14 +254,15 @@ def _send_last_logs() -> None:
         EventsWorker.drain_all(timeout=5)
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     """Prefect's usual port, for one run at a time, or any free one."""
     for port in (DEFAULT_PORT, 0) if _claim(DEFAULT_PORT) else (0,):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((LOOPBACK, port))
+            probe.bind((address.strip("[]"), port))
             return int(probe.getsockname()[1])
-    raise WorkspaceError("No free port on 127.0.0.1 for the Prefect server")
+    raise WorkspaceError(f"No free port on {address} for the Prefect server")
 
 
 def _claim(port: int) -> bool:

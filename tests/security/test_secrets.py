@@ -43,7 +43,6 @@ def run(s3_endpoint, tmp_path_factory):
             "AWS_DEFAULT_REGION": "us-east-1",
             "PREFECT_SERVER_API_AUTH_STRING": f"group:{PASSWORD}",
             "PREFECT_LOGGING_LEVEL": "DEBUG",
-            "TMPDIR": str(home),
         }
         command = [MEISSNER, "refresh", "--workspace", "s3://secrets/w", "--supercon", folder / "reports.csv"]
         done = subprocess.run(
