@@ -75,7 +75,7 @@ pip() { .venv/bin/python -m pip "$@"; }
 say "Installing pinned packages (some minutes the first time)"
 pip install -q torch # first and alone, so that nothing else chooses another build of it
 pip install -q setuptools wheel cython netCDF4 # BoltzTraP2's build and import want them
-pip install -q -e '.[dev]'
+pip install -q -e '.[dev,group,kubernetes]'
 pip install -q --no-deps vit-pytorch # a test's reference for BNAS; its torchvision would bring another torch
 say "Building GPAW, the open band engine"
 if ! GPAW_CONFIG="$PWD/deployments/gpaw_siteconfig.py" pip install -q -e '.[gpaw]'; then

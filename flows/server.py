@@ -1,10 +1,13 @@
 """The Prefect server that a run reports to: the one in your Prefect settings, or one of our own beside the workspace.
 
+One of our own answers on loopback alone, unless another address is asked for and a password is set.
+
 Prefect is not imported before the address stands in the environment: it reads its settings once, at import.
 """
 
 import contextlib
 import ctypes
+import ipaddress
 import json
 import os
 import signal
@@ -22,12 +25,20 @@ import httpx
 import psutil
 from filelock import FileLock, Timeout
 
-from tasks.exceptions import WorkspaceError
+from tasks.exceptions import InputError, WorkspaceError
 from tasks.workspace import Workspace
 
 DEFAULT_PORT = 4200
+LOOPBACK = "127.0.0.1"
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # what a server asks for
+CLIENT_AUTH = "PREFECT_API_AUTH_STRING"  # what a client says
 START_SECONDS = 300  # on a busy machine; 7 s on an idle one
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_CLI_PROMPT": "false"}
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a pickled result could be exchanged for another by who can write it
+}
 # Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
 # about what went wrong.
 CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
@@ -49,16 +60,60 @@ class Server:
 
 def configured_api_url() -> str | None:
     """The Prefect API of the environment or of the active Prefect profile; None where there is none."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url
+    return prefect_setting("PREFECT_API_URL")
+
+
+def prefect_setting(name: str) -> str | None:
+    """A setting of Prefect from the environment or the active Prefect profile; None where it is not set."""
+    if value := os.environ.get(name):
+        return value
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
     if not profiles.is_file():
         return None
     document = tomllib.loads(profiles.read_text())
     active = os.environ.get("PREFECT_PROFILE", document.get("active"))
-    url = document.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
-    return str(url) if url else None
+    value = document.get("profiles", {}).get(active, {}).get(name)
+    return str(value) if value else None
+
+
+def served_address(host: str | None = None) -> str:
+    """The address that a server of our own binds to: the one asked for, PREFECT_SERVER_API_HOST, or loopback.
+
+    Raises
+    ------
+    InputError
+        For an address that others reach, while no password is set: whoever reaches Prefect's API can start flows.
+    """
+    address = host or os.environ.get("PREFECT_SERVER_API_HOST") or LOOPBACK
+    if not is_loopback(address) and not prefect_setting(AUTH):
+        raise InputError(
+            f"The Prefect server would answer on {address} without authentication: set {AUTH}=user:password (and "
+            f"{CLIENT_AUTH} to the same for those who use it), and put TLS before it by a reverse proxy, since Prefect "
+            "itself speaks plain HTTP (docs/cluster.md shows how), or leave it on 127.0.0.1"
+        )
+    return address
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches the address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
+    return address == "localhost"
+
+
+def _reached_at(address: str) -> str:
+    """The host of a URL by which this machine reaches a server that binds to the address."""
+    with contextlib.suppress(ValueError):
+        number = ipaddress.ip_address(address.strip("[]"))
+        host = {4: LOOPBACK, 6: "::1"}[number.version] if number.is_unspecified else str(number)
+        return f"[{host}]" if number.version == 6 else host
+    return address
+
+
+def _credentials() -> httpx.BasicAuth | None:
+    user, _, password = (os.environ.get(CLIENT_AUTH) or prefect_setting(AUTH) or "").partition(":")
+    return httpx.BasicAuth(user, password) if user else None
 
 
 def prefect_home(workspace: Workspace) -> Path:
@@ -68,20 +123,26 @@ def prefect_home(workspace: Workspace) -> Path:
 
 @contextlib.contextmanager
 def prefect_server(
-    workspace: Workspace, port: int | None = None, meanwhile: Callable[[], None] = lambda: None
+    workspace: Workspace,
+    port: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+    host: str | None = None,
 ) -> Iterator[Server]:
     """A Prefect server for the time of the block, its address set for this process and its children.
 
     In this order: the configured one, the one that `meissner ui` has open on this workspace, one started here on
-    loopback with SQLite and stopped at the end (or when this process dies, however it dies). ``meanwhile`` is called
-    while the server comes up: the place for slow imports.
+    ``host`` (loopback unless told otherwise, see ``served_address``) with SQLite and stopped at the end (or when this
+    process dies, however it dies). ``meanwhile`` is called while the server comes up: the place for slow imports.
     """
-    with _environment_kept("PREFECT_API_URL", "PREFECT_HOME"):
+    with _environment_kept("PREFECT_API_URL", "PREFECT_HOME", CLIENT_AUTH):
         os.environ.update({name: value for name, value in (QUIET | CONSOLE).items() if name not in os.environ})
         if url := configured_api_url():
             meanwhile()
             yield Server(url.rstrip("/").removesuffix("/api"), owned=False)
             return
+        address = served_address(host)
+        if CLIENT_AUTH not in os.environ and (password := prefect_setting(AUTH)):
+            os.environ[CLIENT_AUTH] = password
         home = prefect_home(workspace)
         home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(home)
@@ -90,7 +151,7 @@ def prefect_server(
             meanwhile()
             yield found
             return
-        with _start_server(home, port or _free_port(), meanwhile) as server:
+        with _start_server(home, address, port or _free_port(address), meanwhile) as server:
             try:
                 yield server
             finally:
@@ -111,18 +172,22 @@ def _environment_kept(*names: str) -> Iterator[None]:
 
 
 def _running_server(home: Path) -> Server | None:
-    with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
+    try:
         address = json.loads((home / "server.json").read_text())["ui_url"]
-        if httpx.get(f"{address}/api/health", timeout=2).status_code == httpx.codes.OK:
-            return Server(address, owned=False)
-    return None
+        answer = httpx.get(f"{address}/api/version", timeout=2, auth=_credentials())
+    except (OSError, ValueError, httpx.HTTPError):
+        return None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise InputError(f"The Prefect server {address} asks for a password: set {CLIENT_AUTH}=user:password")
+    return Server(address, owned=False) if answer.status_code == httpx.codes.OK else None
 
 
 @contextlib.contextmanager
-def _start_server(home: Path, port: int, meanwhile: Callable[[], None]) -> Iterator[Server]:
-    server = Server(f"http://127.0.0.1:{port}", owned=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"PREFECT_UI_API_URL": server.api_url, "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+def _start_server(home: Path, address: str, port: int, meanwhile: Callable[[], None]) -> Iterator[Server]:
+    server = Server(f"http://{_reached_at(address)}:{port}", owned=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", address, "--port", str(port)]
+    environment = {"PREFECT_UI_API_URL": _url_for_browsers(server, address, port)} | os.environ
+    environment["PREFECT_LOGGING_SERVER_LEVEL"] = "WARNING"
     environment.pop("PREFECT_API_URL", None)
     with (home / "server.log").open("ab") as log:
         # A session of its own, so that Ctrl-C reaches only us; dead with us, so that no server is left behind.
@@ -147,6 +212,11 @@ def _start_server(home: Path, port: int, meanwhile: Callable[[], None]) -> Itera
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _url_for_browsers(server: Server, address: str, port: int) -> str:
+    """The API as the UI's page asks for it: by this machine's name where other machines open the page."""
+    return server.api_url if is_loopback(address) else f"http://{socket.gethostname()}:{port}/api"
 
 
 def _wait_until_healthy(server: Server, process: subprocess.Popen, home: Path) -> None:
@@ -184,14 +254,15 @@ def _send_last_logs() -> None:
         EventsWorker.drain_all(timeout=5)
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     """Prefect's usual port, for one run at a time, or any free one."""
     for port in (DEFAULT_PORT, 0) if _claim(DEFAULT_PORT) else (0,):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address.strip("[]"), port))
             return int(probe.getsockname()[1])
-    raise WorkspaceError("No free port on 127.0.0.1 for the Prefect server")
+    raise WorkspaceError(f"No free port on {address} for the Prefect server")
 
 
 def _claim(port: int) -> bool:
@@ -234,7 +305,7 @@ def mark_cancelled_runs(server: Server) -> int:
 def _set_running_states(server: Server, kind: str, state: dict[str, str], timeout: float) -> int:
     """Give all runs of a kind (``flow_runs`` or ``task_runs``) that are under way a state; those of one answer."""
     running = {kind: {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
-    with httpx.Client(base_url=server.api_url, timeout=timeout) as client:
+    with httpx.Client(base_url=server.api_url, timeout=timeout, auth=_credentials()) as client:
         runs = client.post(f"/{kind}/filter", json=running).json()
         for run in runs:
             client.post(f"/{kind}/{run['id']}/set_state", json={"state": state, "force": True})

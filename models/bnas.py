@@ -125,7 +125,7 @@ class BnasInputs:
         """Give the number of materials."""
         return len(self.energies)
 
-    def __getitem__(self, rows: Tensor | slice) -> "BnasInputs":
+    def __getitem__(self, rows: Tensor | slice | np.ndarray) -> "BnasInputs":
         """Give some of the materials."""
         return BnasInputs(self.energies[rows], None if self.fractions is None else self.fractions[rows])
 

@@ -40,6 +40,7 @@ ORDERED_TABLE = "crystals/ordered.parquet"
 BUNDLED_TABLE = "bands/bundled.parquet"
 INDEX_TABLE = "stages/bands/index.parquet"  # which bands each material has: without times, so keys may hang on it
 FAILED_FOLDER = "bands/failed"
+LONGEST_NAME = 150  # letters of an id in a file name; file systems allow 255 bytes
 INDEX = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("material_id", "bands_hash", "part")])
 
 
@@ -244,7 +245,7 @@ def failure_name(material_id: str) -> str:
 
 def safe_name(material_id: str) -> str:
     """A file name for any material_id; ids that had to be changed carry a hash, so that they stay apart."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", material_id).lstrip(".")
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", material_id).lstrip(".")[:LONGEST_NAME]
     if plain == material_id and f"bands/{plain}.parquet" != BUNDLED_TABLE:
         return plain
     return f"{plain}-{hashlib.sha256(material_id.encode()).hexdigest()[:8]}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -16,6 +17,7 @@ from tasks.settings import ClusterSettings
 
 WORKER_NAME = "meissner"
 DFT_TAG = "dft"  # of every job of a band calculation
+KEYS = Path("~/.meissner/dask").expanduser()  # where Slurm jobs read the certificates of their run
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +57,19 @@ def _local_processes(at_once: int) -> TaskRunner[Any]:
     """Dask on this machine: a process a job at a time, replaced when it is lost, gone when this one is."""
     from prefect_dask import DaskTaskRunner
 
-    options = {"n_workers": at_once, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    options = {"n_workers": at_once, "threads_per_worker": 1, "processes": True, "dashboard_address": None, **_sealed()}
     _quiet()
     return DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs={**options, "memory_limit": None})
+
+
+def _sealed() -> dict[str, Any]:
+    """TLS between Dask's processes, with certificates of this run alone.
+
+    What they send one another is pickled, so nobody else on the machine or the cluster may speak to them.
+    """
+    from distributed.security import Security
+
+    return {"security": Security.temporary(), "protocol": "tls://"}
 
 
 def _quiet() -> None:
@@ -72,7 +84,9 @@ def _slurm(settings: ClusterSettings) -> Iterator[TaskRunner[Any]]:
     from prefect_dask import DaskTaskRunner
 
     _quiet()
-    with SLURMCluster(**slurm_options(settings)) as cluster:
+    KEYS.mkdir(parents=True, exist_ok=True)
+    KEYS.chmod(0o700)
+    with SLURMCluster(**slurm_options(settings), **_sealed(), shared_temp_directory=str(KEYS)) as cluster:
         cluster.adapt(minimum=settings.least_jobs, maximum=settings.jobs, wait_count=60)
         with DaskTaskRunner(cluster=cluster) as runner:
             watch = SlurmWatch(cluster, runner.client, settings.logs)

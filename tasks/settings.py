@@ -9,13 +9,24 @@ Nothing heavy is imported here.
 import contextlib
 import json
 import os
+import re
 import sys
 import tomllib
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -24,6 +35,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from models.exceptions import MeissnerError
 from tasks.exceptions import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -366,10 +378,23 @@ class TuningSettings(StepSettings):
 
     trials: int = Field(14, ge=1, description="Trials in all, finished ones included")
     epochs: int = Field(100, ge=1, description="Epochs a trial")
-    storage: str | None = Field(None, description="Optuna storage URL; none: SQLite in the workspace")
+    storage: str | None = Field(
+        None, description="Optuna storage URL, a password in it as ${NAME} of the environment; none: SQLite here"
+    )
     study: str = Field("bnas", description="Name of the study")
     space: Literal["paper", "small"] = Field("paper", description="Ranges: the paper's Table II, or small networks")
     published: bool = Field(True, description="Run the fourteen points of Table II first, in the paper's ranges")
+
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, url: str | None) -> str | None:
+        """Prefect stores settings as parameters of flows; so the error, too, must not show the password."""
+        if (password := urlsplit(url or "").password) and not re.fullmatch(r"\$\{\w+\}", password):
+            raise MeissnerError(
+                "Setting 'tuning.storage' holds a password, which would be stored with each flow run: write ${NAME} "
+                "in its place and set NAME in the environment"
+            )
+        return url
 
 
 class ScreeningSettings(StepSettings):

@@ -5,6 +5,8 @@ materials. So that fold has never been looked at: report a tuned network there. 
 killed search goes on where it was; a trial that was under way starts again with its parameters.
 """
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -94,9 +96,12 @@ class TuningFold:
 
 
 def storage_url(workspace: Workspace, settings: TuningSettings) -> str:
-    """The study's database: as set, or SQLite in a local workspace."""
+    """The study's database: as set, ``${NAME}`` from the environment, or SQLite in a local workspace."""
     if settings.storage:
-        return settings.storage
+        url = os.path.expandvars(settings.storage)
+        if unset := re.findall(r"\$\{(\w+)\}", url):
+            raise InputError(f"The Optuna storage URL names {unset[0]}, which is not set in the environment")
+        return url
     if not workspace.is_local:
         raise InputError(f"The workspace {workspace.url} holds no SQLite file; give an Optuna storage URL")
     file = workspace.local(f"tuning/{settings.study}.db")

@@ -1,8 +1,12 @@
 """Bands out of a VASP run: vasprun.xml, plain or compressed, read by pymatgen."""
 
+import bz2
+import gzip
+import lzma
 import zlib
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
 
@@ -10,6 +14,7 @@ from tasks.engines.gpaw_worker import band_gap
 from tasks.exceptions import InputError
 from tasks.kpoints import Floats, deduce_grid, point_group
 
+HEAD_BYTES = 4096  # read at once in search of the first element
 DECIMALS = 5  # VASP writes energies to 1e-4 eV
 SYMPREC = 1e-3  # angstrom, for the images of listed k points where the file does not name the grid
 
@@ -91,13 +96,46 @@ def _parse(path: Path) -> Any:
     from pymatgen.io.vasp.outputs import Vasprun
 
     try:
+        refuse_entities(path)
         return Vasprun(path, parse_potcar_file=False, parse_projected_eigen=False)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
-    except (SyntaxError, EOFError, zlib.error) as error:  # both XML parsers raise kinds of SyntaxError
+    except InputError:
+        raise
+    except (SyntaxError, EOFError, zlib.error, lzma.LZMAError, expat.ExpatError) as error:
         raise InputError(f"{path} is cut short or not XML ({error}); did the VASP run end?") from error
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{path} is not a vasprun.xml that pymatgen can read ({error!r})") from error
+
+
+def refuse_entities(path: Path) -> None:
+    """Refuse an XML file with a document type, the only place where entities are declared; VASP writes none.
+
+    Read is what stands before the first element, so nothing is expanded here either.
+
+    Raises
+    ------
+    InputError
+        If there is one: its entities could expand without end or name other files.
+    """
+
+    def refuse(*_: object) -> None:
+        raise InputError(f"{path} declares a document type, which vasprun.xml never has; entities are not read")
+
+    found: list[bool] = []
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda *_: found.append(True)
+    openers: dict[str, Any] = {
+        ".gz": gzip.open,
+        ".z": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".lzma": lzma.open,
+    }
+    with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+        while not found and (block := file.read(HEAD_BYTES)):
+            parser.Parse(block)
 
 
 def _densities(run: Any) -> dict[str, Floats]:

@@ -19,7 +19,10 @@ app = typer.Typer()
 def ui(
     profile: Profile = None,
     workspace: Place = None,
-    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the server")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to answer on; any but 127.0.0.1 needs PREFECT_SERVER_API_AUTH_STRING")
+    ] = None,
 ) -> None:
     """Open Prefect's server on the workspace's runs. Example: meissner ui --port 4200"""
     import threading
@@ -30,7 +33,9 @@ def ui(
     from tasks.workspace import Workspace
 
     settings = load_settings(profile, workspace=workspace)
-    with prefect_server(Workspace(settings.workspace), port) as server:
+    with prefect_server(Workspace(settings.workspace), port, host=host) as server:
+        if host and not server.owned:
+            Console().print(f"--host {host} has no effect: a server is there already", style="yellow")
         Console().print(f"Prefect's UI: {server.ui_url}   (Ctrl-C ends it)" if server.owned else server.ui_url)
         if server.owned:
             with contextlib.suppress(KeyboardInterrupt):

@@ -10,8 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from flows.server import Server, configured_api_url, mark_crashed_runs
-from tasks.exceptions import WorkspaceError
+from flows.server import Server, configured_api_url, is_loopback, mark_crashed_runs, prefect_server, served_address
+from tasks.exceptions import InputError, WorkspaceError
 from tasks.workspace import Workspace
 
 HOLD = """
@@ -124,3 +124,60 @@ def test_two_runs_that_start_together_have_servers_of_their_own(tmp_path, enviro
     finally:
         for process in starting:
             end(process)
+
+
+@pytest.fixture
+def no_settings(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("PREFECT_") and name != "PREFECT_LOGGING_ROOT_LEVEL"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.7.1", "prefect.example.org"])
+def test_another_address_needs_a_password(no_settings, monkeypatch, tmp_path, host):
+    sentence = f"would answer on {host} without authentication: set PREFECT_SERVER_API_AUTH_STRING.*TLS before it"
+    with pytest.raises(InputError, match=sentence):
+        served_address(host)
+    with pytest.raises(InputError, match=sentence), prefect_server(Workspace(tmp_path), host=host):
+        pass
+    monkeypatch.setenv("PREFECT_SERVER_API_HOST", host)
+    with pytest.raises(InputError, match=sentence), prefect_server(Workspace(tmp_path)):
+        pass
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:password")
+    assert served_address() == host
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "127.0.0.7", "::1", "[::1]", "localhost"])
+def test_loopback_needs_none_and_is_the_default(no_settings, host):
+    assert is_loopback(served_address(host))
+
+
+def test_the_command_line_refuses_in_one_sentence(no_settings, tmp_path):
+    command = [sys.executable, "-c", "from flows.cli import main; main()"]
+    for arguments, more in ((["ui", "--host", "0.0.0.0"], {}), (["refresh"], {"PREFECT_SERVER_API_HOST": "0.0.0.0"})):
+        done = subprocess.run(
+            [*command, *arguments, "--workspace", tmp_path], capture_output=True, text=True, env=os.environ | more
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("meissner: The Prefect server would answer on 0.0.0.0 without authentication")
+        assert done.stderr.count("\n") == 1
+
+
+def test_with_a_password_it_answers_there_to_those_who_know_it(no_settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:planted")
+    with prefect_server(Workspace(tmp_path), host="0.0.0.0") as server:
+        assert os.environ["PREFECT_API_AUTH_STRING"] == "user:planted", "for the flows of this process"
+        asked = f"{server.api_url}/flow_runs/filter"
+        assert httpx.post(asked, json={}).status_code == 401
+        assert httpx.post(asked, json={}, auth=("user", "planted")).status_code == 200
+        assert mark_crashed_runs(server) == 0
+        port = int(server.ui_url.rpartition(":")[2])
+        bound = {one.laddr.ip for one in psutil.net_connections("tcp") if one.laddr.port == port and not one.raddr}
+        assert bound == {"0.0.0.0"}
+        with prefect_server(Workspace(tmp_path)) as shared:
+            assert (shared.ui_url, shared.owned) == (server.ui_url, False)
+        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:other")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:other")
+        monkeypatch.delenv("PREFECT_API_URL")
+        with pytest.raises(InputError, match="asks for a password"), prefect_server(Workspace(tmp_path)):
+            pass

@@ -1,0 +1,224 @@
+"""The servers of a group as compose.yaml starts them, on a real PostgreSQL and a real Redis: two API servers without
+services, one process with them, a proxy with TLS, a worker.
+"""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import httpx
+import psutil
+import pytest
+
+from tests.deployments.compose import DEPLOYMENTS, Machine
+from tests.postgres import free_port
+
+pytestmark = pytest.mark.slow
+
+ROOT = DEPLOYMENTS.parent
+AUTH = ("group", "planted5password6of7a8group")
+EVENT = "meissner.dataset.refreshed"
+REGISTER = """
+import json
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.automations import Automation
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import EventTrigger
+from prefect.workers.process import ProcessWorker
+
+with get_client(sync_client=True) as client:
+    template = ProcessWorker.get_default_base_job_template()
+    client.create_work_pool(WorkPoolCreate(name="meissner", type="process", base_job_template=template))
+    for queue in ("cpu", "dft"):
+        client.create_work_queue(queue, work_pool_name="meissner")
+deployment = RunnerDeployment.from_entrypoint(
+    "tests.deployments.small_flow.small", name="small", work_pool_name="meissner", work_queue_name="cpu"
+).apply()
+trigger = EventTrigger(expect={"meissner.dataset.refreshed"}, threshold=1, within=0)
+action = RunDeployment(source="selected", deployment_id=deployment, parameters={"number": 21})
+Automation(name="after a refresh", trigger=trigger, actions=[action]).create()
+print(json.dumps(str(deployment)))
+"""
+
+
+def wait_for(found, seconds=300, what="nothing came"):
+    deadline = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < deadline, what() if callable(what) else what
+        time.sleep(0.3)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def group(postgres_cluster, redis_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("group")
+    url = postgres_cluster.fresh()
+    user, password = url.split("//")[1].split("@")[0].split(":")
+    ports = {name: free_port() for name in ("api-1", "api-2", "proxy", "inside", "worker")}
+    values = {
+        "PREFECT_AUTH": ":".join(AUTH),
+        "POSTGRES_PASSWORD": password,
+        "REDIS_PASSWORD": redis_server.split("@")[0].rpartition(":")[2],
+        "S3_ACCESS_KEY": "access",
+        "S3_SECRET_KEY": "secret",
+        "MEISSNER_ADDRESS": f"https://localhost:{ports['proxy']}",
+    }
+    addresses = {
+        "redis:6379": redis_server.split("@")[1].split("/")[0],
+        "postgres:5432/optuna": url.split("@")[1],
+        "api-1:4200": f"127.0.0.1:{ports['api-1']}",
+        "api-2:4200": f"127.0.0.1:{ports['api-2']}",
+        "proxy:8080": f"127.0.0.1:{ports['inside']}",
+        "http://:8080": f"http://127.0.0.1:{ports['inside']}",
+    }
+    machine = Machine(folder, values, addresses)
+    database = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_USER": user}
+    database["PREFECT_SERVER_DATABASE_PORT"] = str(postgres_cluster.port)
+    database["PREFECT_SERVER_DATABASE_NAME"] = url.rpartition("/")[2]
+    caddy = shutil.which("caddy")
+    try:
+        machine.run("migrate", **database)
+        machine.start("services", **database)
+        for name in ("api-1", "api-2"):  # one after the other, as depends_on says
+            machine.start(name, ("0.0.0.0", "127.0.0.1"), ("4200", str(ports[name])), **database)
+            health = f"http://127.0.0.1:{ports[name]}/api/ready"
+            wait_for(lambda health=health: answers(health), what=lambda name=name: machine.log(name))
+        if caddy:
+            own = {"XDG_DATA_HOME": str(folder / "caddy"), "XDG_CONFIG_HOME": str(folder / "caddy")}
+            caddyfile = ("/etc/caddy/Caddyfile", str(DEPLOYMENTS / "proxy" / "Caddyfile"))
+            machine.start("proxy", caddyfile, ("--config", "--config"), **own)
+        api = f"http://127.0.0.1:{ports['inside' if caddy else 'api-1']}/api"
+        wait_for(lambda: answers(f"{api}/health"), what=lambda: machine.log("proxy"))
+        yield SimpleNamespace(
+            machine=machine, ports=ports, api=api, caddy=caddy, folder=folder, database=database, redis=redis_server
+        )
+    finally:
+        machine.stop()
+        postgres_cluster.drop(url)
+
+
+@pytest.fixture(scope="module")
+def registered(group):
+    """A pool, a deployment, and an automation that runs it when the data were refreshed; and a worker."""
+    done = script(group, REGISTER)
+    group.machine.start(
+        "worker",
+        PREFECT_API_URL=group.api,
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
+        PREFECT_WORKER_WEBSERVER_PORT=str(group.ports["worker"]),
+        PYTHONPATH=str(ROOT),
+    )
+    return json.loads(done)
+
+
+def script(group, code, **environment):
+    known = group.machine.environment("worker", PREFECT_API_URL=group.api, PYTHONPATH=str(ROOT), **environment)
+    done = subprocess.run([sys.executable, "-c", code], env=known, cwd=group.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+def answers(url):
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5, verify=False).status_code == 200
+    return False
+
+
+def ask(group, name, path, body=None, auth=AUTH):
+    return httpx.post(f"http://127.0.0.1:{group.ports[name]}/api/{path}", json=body or {}, auth=auth, timeout=60)
+
+
+def finished(group, name, count):
+    runs = ask(group, name, "flow_runs/filter").json()
+    return len(runs) >= count and all(run["state_type"] == "COMPLETED" for run in runs) and runs
+
+
+def test_each_server_asks_for_the_password(group):
+    for name in ("api-1", "api-2"):
+        assert ask(group, name, "flow_runs/filter", auth=None).status_code == 401
+        assert ask(group, name, "flow_runs/filter", auth=("group", "wrong")).status_code == 401
+        assert ask(group, name, "flow_runs/filter").status_code == 200
+
+
+def test_what_one_server_is_told_the_other_knows_and_a_worker_runs_it(group, registered):
+    made = ask(group, "api-1", f"deployments/{registered}/create_flow_run", {"parameters": {"number": 4}})
+    assert made.status_code == 201, made.text
+    [run] = wait_for(
+        lambda: finished(group, "api-2", 1),
+        what=lambda: f"{ask(group, 'api-2', 'flow_runs/filter').text}\n{group.machine.log('worker')}",
+    )
+    assert run["id"] == made.json()["id"]
+    # task runs come by events: through Redis to the services
+    tasks = wait_for(
+        lambda: [t for t in ask(group, "api-2", "task_runs/filter").json() if t["state_type"] == "COMPLETED"]
+    )
+    assert [task["name"].split("-")[0] for task in tasks] == ["double"]
+
+
+def test_an_event_passes_through_redis_to_an_automation(group, registered):
+    import redis
+
+    before = len(ask(group, "api-1", "flow_runs/filter").json())
+    script(
+        group,
+        "from prefect.events import emit_event;"
+        f"emit_event({EVENT!r}, resource={{'prefect.resource.id': 'meissner.dataset'}})",
+    )
+    runs = wait_for(
+        lambda: finished(group, "api-2", before + 1),
+        what=lambda: f"{group.machine.log('services')}\n{group.machine.log('worker')}",
+    )
+    newest = max(runs, key=lambda run: run["created"])
+    assert newest["parameters"] == {"number": 21}
+    assert newest["created_by"]["type"] == "AUTOMATION"
+    told = ask(group, "api-2", "events/filter", {"filter": {"event": {"name": [EVENT]}}}).json()["events"]
+    assert len(told) == 1
+    streams = [key.decode() for key in redis.from_url(group.redis).keys("*")]
+    assert any("events" in key for key in streams), streams
+
+
+def test_health_checks_of_the_file_pass_here_and_fail_where_nothing_is(group, registered):
+    places = {"api-1": ("4200", "api-1"), "worker": ("8080", "worker")}
+    for name, (there, here) in places.items():
+        test = group.machine.services[name]["healthcheck"]["test"][1:]
+        command = [sys.executable, *[word.replace(there, str(group.ports[here])) for word in test[1:]]]
+        assert subprocess.run(command, capture_output=True).returncode == 0, name
+        nowhere = [sys.executable, *[word.replace(there, str(free_port())) for word in test[1:]]]
+        assert subprocess.run(nowhere, capture_output=True).returncode == 1, name
+    test = [sys.executable, *group.machine.services["services"]["healthcheck"]["test"][2:]]
+    there = group.machine.environment("services")
+    assert subprocess.run(test, env=there, capture_output=True).returncode == 0
+    empty = {"PREFECT_SERVER_DOCKET_URL": there["PREFECT_SERVER_DOCKET_URL"].removesuffix("1") + "9"}
+    assert subprocess.run(test, env=there | empty, capture_output=True).returncode == 1, "another database of Redis"
+
+
+def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registered):
+    if not group.caddy:
+        pytest.skip("caddy is not installed (apt-get install caddy)")
+    public = f"https://localhost:{group.ports['proxy']}/api"
+    assert httpx.get(f"{public}/version", verify=False, auth=AUTH).status_code == 200
+    assert httpx.get(f"{public}/version", verify=False).status_code == 401
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://localhost:{group.ports['proxy']}/api/version", auth=AUTH).raise_for_status()
+    killed = group.machine.processes["api-1"]
+    for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
+        process.kill()
+    for _ in range(20):
+        assert httpx.get(f"{public}/version", verify=False, auth=AUTH, timeout=30).status_code == 200
+    before = len(ask(group, "api-2", "flow_runs/filter").json())
+    path = f"deployments/{registered}/create_flow_run"
+    assert httpx.post(f"{public}/{path}", json={}, verify=False, auth=AUTH, timeout=60).status_code == 201
+    wait_for(lambda: finished(group, "api-2", before + 1), what=lambda: group.machine.log("worker"))
+
+
+def test_passwords_are_in_no_log_of_the_group(group, registered):
+    group.machine.stop()
+    for log in group.folder.glob("*.log"):
+        assert AUTH[1] not in log.read_text(), log.name
