@@ -420,8 +420,8 @@ class ScreeningSettings(StepSettings):
     max_refused_share: float = Field(
         0.2, ge=0, le=1, description="Largest share of refused materials; the flow fails beyond"
     )
-    bnas_version: str | None = Field(None, description="Version of BNAS; none: the latest")
-    s2snet_version: str | None = Field(None, description="Version of S2SNet; none: the latest")
+    bnas_version: str | None = Field(None, description="Version of BNAS; none: the one in use")
+    s2snet_version: str | None = Field(None, description="Version of S2SNet; none: the one in use")
 
 
 class ReportSettings(StepSettings):
