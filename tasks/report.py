@@ -28,6 +28,7 @@ from tasks.figures import figure_bytes
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.report_data import Provenance, label_noise, read_refusals, read_scores, read_stages
 from tasks.report_panels import PanelInputs, make_panel
+from tasks.report_papers import papers_section
 from tasks.report_sections import (
     COLUMNS,
     LIMITS,
@@ -39,6 +40,7 @@ from tasks.report_sections import (
     score_section,
     stage_row,
 )
+from tasks.report_time_machine import time_machine_section
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.screening import RESULT, summarise
 from tasks.settings import ReportSettings
@@ -46,7 +48,7 @@ from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 STAGE = "report"
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
@@ -176,6 +178,8 @@ def _general_context(
             (summary["abstained"], "too far to judge"),
             (len(labels), "materials trained on"),
         ],
+        "time_machine": time_machine_section(workspace),
+        "papers": papers_section(workspace, candidates),
         "networks": [score_section(network) for network in networks],
         "noise": label_noise(measured, labels),
         "chemistry": chemistry_section(candidates, measured, densities),
