@@ -22,7 +22,9 @@ def element_bar_figure(groups: Mapping[str, Mapping[str, float]], count: int = E
     count
         Elements shown: those with the largest share in any group.
     """
-    largest = {symbol: max(group.get(symbol, 0.0) for group in groups.values()) for g in groups.values() for symbol in g}
+    largest = {
+        symbol: max(group.get(symbol, 0.0) for group in groups.values()) for g in groups.values() for symbol in g
+    }
     chosen = sorted(sorted(largest, key=lambda symbol: (-largest[symbol], symbol))[:count], key=lambda s: Element(s).Z)
     places = np.arange(len(chosen))
     width = 0.84 / max(len(groups), 1)

@@ -76,9 +76,7 @@ S2SNET_NAMED = tuple(
 NAMED = BNAS_NAMED + S2SNET_NAMED
 
 
-def find_named(
-    workspace: Workspace, candidates: pa.Table, named: Sequence[Named] = NAMED
-) -> list[dict[str, Any]]:
+def find_named(workspace: Workspace, candidates: pa.Table, named: Sequence[Named] = NAMED) -> list[dict[str, Any]]:
     """A row for each named material, with what this workspace says of it.
 
     A material is looked for by its id, else by its composition; of several polymorphs the one with the best rank, then

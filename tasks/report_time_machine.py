@@ -187,11 +187,7 @@ def _headline(table: pa.Table) -> int:
 
 
 def _lists(table: pa.Table, inputs: str, pool: str, top: int) -> Lists | None:
-    rows = [
-        row
-        for row in table.to_pylist()
-        if row["inputs"] == inputs and row["pool"] == pool and row["top"] == top
-    ]
+    rows = [row for row in table.to_pylist() if row["inputs"] == inputs and row["pool"] == pool and row["top"] == top]
     if not rows:
         return None
     years = tuple(sorted({row["year"] for row in rows}))

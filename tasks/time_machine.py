@@ -341,7 +341,9 @@ def _all_scores(
     return found
 
 
-def _judge_list(history: History, moment: Moment, order: np.ndarray, settings: TimeMachineSettings) -> list[dict[str, Any]]:
+def _judge_list(
+    history: History, moment: Moment, order: np.ndarray, settings: TimeMachineSettings
+) -> list[dict[str, Any]]:
     """Rows of TIME_MACHINE of one list, over the whole pool and over what is of a new chemical system."""
     systems = history.systems
     known = {systems[row] for row in moment.train}
