@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from tasks.figures import BLUE, FAINT, GREEN, INK, QUIET, STYLE, VERMILION, to_data_url
-from tasks.time_machine import BOTH, LISTS, NETWORKS, OUTPUT, STAGE
+from tasks.time_machine import BOTH, LISTS, OUTPUT, STAGE
+from tasks.time_machine_models import NETWORKS
 from tasks.workspace import Workspace
 
 HOW_TO = "meissner validate time-machine"
@@ -215,13 +216,14 @@ def _verdict(lists: Lists) -> str:
     """One sentence: what the own model found over all years beside chance and the best baseline."""
     own = next((row for row in lists.rows if row.own), None)
     best = max((row for row in lists.rows if not row.own), key=lambda row: row.mean, default=None)
+    baselines = sum(not row.own for row in lists.rows)
     what = f"{TITLES[lists.inputs]}, the first {lists.top} in each of {len(lists.years)} years"
     parts = [
         f"{row.model} found {row.hits} where a draw by lot finds {row.expected:.1f} (×{row.mean:.2f})"
         for row in (own, best)
         if row
     ]
-    return f"{what}: {'; the best baseline, '.join(parts) if own and best else ''.join(parts)}."
+    return f"{what}: {f'; the best of {baselines} baselines, '.join(parts) if own and best else ''.join(parts)}."
 
 
 def _places(table: pa.Table, lists: Lists) -> dict[str, Any]:
