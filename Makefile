@@ -1,13 +1,15 @@
 # make run    the whole pipeline on the bundled starter inputs
 # make test   lint and the whole test suite (make test-quick leaves out what takes minutes)
+# make docs   the documents as a site, in site/
 # Each first prepares this checkout (deployments/setup.sh): system packages, .venv, pinned versions.
 
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export NO_MKDOCS_2_WARNING = 1
 BIN = .venv/bin
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: run test test-quick lint format setup clean
+.PHONY: run test test-quick lint format docs setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
@@ -28,6 +30,9 @@ lint: setup
 format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: setup
+	@$(BIN)/mkdocs build -f deployments/mkdocs.yml
 
 setup:
 	@deployments/setup.sh
