@@ -154,7 +154,7 @@ def time_machine_section(workspace: Workspace) -> dict[str, Any]:
 def time_machine_figure(tables: Sequence[Lists]) -> Figure:
     """Enrichment by year of the own model and the best baselines, a panel for each kind of input."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.9 * len(tables), 3.9), layout="constrained")
+        figure = Figure(figsize=(4.9 * len(tables), 4.3), layout="constrained")
         for axis, lists in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
             own = [row for row in lists.rows if row.own][:1]
             shown = [*own, *[row for row in lists.rows if not row.own][: SHOWN_BASELINES + 1 - len(own)]]
@@ -174,7 +174,7 @@ def time_machine_figure(tables: Sequence[Lists]) -> Figure:
             axis.set_xticks(range(len(lists.years)), [str(year) for year in lists.years])
             axis.set(xlim=(-0.5, len(lists.years) - 0.5), xlabel="trained on reports before", title=lists.title)
             axis.set_ylim(bottom=0)
-            axis.legend(fontsize=7.5)
+            axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         figure.axes[0].set_ylabel("found later / expected by chance")
         return figure
 
