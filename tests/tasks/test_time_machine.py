@@ -16,7 +16,7 @@ from tasks.time_machine_data import choose_years, look_back, read_history, read_
 from tasks.workspace import Workspace
 
 SETTINGS = TimeMachineSettings(
-    years=(1970, 1980), bnas="tiny", s2snet="tiny", epochs=1, top=(2, 4), min_trained=2, min_found=2
+    years=(1970,), bnas="tiny", s2snet="tiny", epochs=1, top=(2, 4), min_trained=2, min_found=2
 )
 YEARS = {  # first report; the others of the workspace's crystals have none
     "NbN": 1950,
@@ -57,7 +57,7 @@ def finished(workspace: Workspace, prefect_harness) -> Workspace:
     from flows.validate import time_machine
 
     report = time_machine(workspace.url, SETTINGS)
-    assert report.counts["years"] == 2
+    assert report.counts["years"] == 1
     return workspace
 
 
@@ -130,7 +130,7 @@ def test_every_model_of_every_year_is_judged(finished: Workspace):
         assert row["enrichment_low"] <= row["enrichment"] <= row["enrichment_high"]
     assert models[1970, "crystals"] >= {"S2SNet", "Magpie, random forest", "Magpie, gradient boosting"}
     assert models[1970, "bands"] >= {BOTH, "BNAS", "S2SNet", "band features, random forest"}
-    assert {year for year, _ in models} == {1970, 1980}
+    assert set(models) == {(1970, "crystals"), (1970, "bands")}
 
 
 def test_lists_follow_their_scores_and_know_what_was_found(finished: Workspace):
