@@ -1,4 +1,5 @@
 # make run    the whole pipeline on the bundled starter inputs
+# make up     server, worker and scheduled deployments on the same inputs, until Ctrl-C
 # make test   lint and the whole test suite (make test-quick leaves out what takes minutes)
 # make docs   the documents as a site, in site/
 # Each first prepares this checkout (deployments/setup.sh): system packages, .venv, pinned versions.
@@ -9,10 +10,13 @@ export NO_MKDOCS_2_WARNING = 1
 BIN = .venv/bin
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: run test test-quick lint format docs setup clean
+.PHONY: run up test test-quick lint format docs setup clean
 
 run: setup
 	@$(BIN)/meissner discover --profile starter
+
+up: setup
+	@$(BIN)/meissner up --profile starter
 
 test: lint
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

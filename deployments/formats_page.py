@@ -27,6 +27,7 @@ TABLES = {  # schema to the files that hold it
     "CURVES": "models/bnas/VERSION/curves.parquet",
     "TRIALS": "tuning/STUDY.parquet",
     "IMPORTANCE": "tuning/STUDY-importance.parquet",
+    "BENCHMARK": "benchmarks/s2s/scores.parquet",
     "LEAKAGE": "audit/leakage.parquet",
     "CANDIDATES": "candidates/candidates.parquet",
     "DENSITIES_BY_TC": "report/figures/dos_by_tc.parquet",

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from flows.commands import data, networks, operations, screening
+from flows.commands import data, models, networks, operations, screening
 
 app = typer.Typer(
     name="meissner",
@@ -13,7 +13,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for part in (screening, data, networks, operations):
+for part in (screening, data, networks, models, operations):
     app.add_typer(part.app)
 
 

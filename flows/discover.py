@@ -7,6 +7,7 @@ from flows.report import report as write_report
 from flows.screening import screen
 from flows.train_bnas import train_bnas
 from flows.train_s2snet import train_s2snet
+from tasks.progress import leave_overview
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
@@ -19,11 +20,13 @@ from tasks.settings import (
     MdrSettings,
     OrderingSettings,
     ReportSettings,
+    S2SNetTrainingSettings,
     ScreeningSettings,
     TrainingSettings,
     VaspSettings,
 )
 from tasks.stages import StageReport
+from tasks.workspace import Workspace
 
 
 @flow(name="discover")
@@ -43,7 +46,7 @@ def discover(
     cluster: ClusterSettings = ClusterSettings(),
     grid: GridSettings = GridSettings(),
     bnas: TrainingSettings = TrainingSettings(),
-    s2snet: TrainingSettings = TrainingSettings(),
+    s2snet: S2SNetTrainingSettings = S2SNetTrainingSettings(),
     screening: ScreeningSettings = ScreeningSettings(),
     report: ReportSettings = ReportSettings(),
     processes: int = 1,
@@ -73,10 +76,12 @@ def discover(
         grid=grid,
         processes=processes,
     )
-    return [
+    reports = [
         *data,
         train_bnas(workspace, bnas, processes),
         train_s2snet(workspace, s2snet, processes),
-        screen(workspace, screening),
+        screen(workspace, screening, grid=grid, cluster=cluster, processes=processes),
         write_report(workspace, report),
     ]
+    leave_overview(Workspace(workspace), "discover", reports)
+    return reports

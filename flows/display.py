@@ -285,6 +285,15 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         console.print(table)
 
 
+def print_benchmark(console: Console, workspace: Workspace) -> None:
+    """Print the tables of the S2S benchmark."""
+    from rich.markdown import Markdown
+
+    from tasks.benchmark_s2s import TABLES
+
+    console.print(Markdown(workspace.read_bytes(TABLES).decode()))
+
+
 def print_pairs(console: Console, workspace: Workspace) -> None:
     """Print the compounds of Table I beside what was predicted here, then what is missing for the others."""
     from tasks.validation import OUTPUT, count_pairs
@@ -340,6 +349,13 @@ def print_time_machine(console: Console, workspace: Workspace) -> None:
         console.print(f"{item['item']}: {item['reason']}", highlight=False, markup=False, soft_wrap=True)
 
 
+ACTIVATION = {  # columns of the table of activation maps: title to number
+    "atoms' share": "atoms_share",
+    "gradients agree": "agreement",
+    "same sign": "same_sign",
+    "random weights": "random_weights",
+    "networks agree": "networks_agreement",
+}
 EXPLAINED = {
     "symmetry": "symmetric share of the rollout, 0 to 1",
     "symmetry_shuffled": "… of shuffled patches",
@@ -362,6 +378,26 @@ def print_explanation(console: Console, found: Any, files: Sequence[str]) -> Non
         table.add_row(text, "-" if numbers[name] is None else f"{numbers[name]:z.2f}")
     console.print(table)
     for line in [*found.words, *files]:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_activations(console: Console, found: Sequence[Any], files: Sequence[str], rejected: Sequence[Any]) -> None:
+    """Print the checks of activation maps, a row a crystal, what they mean, and where the files are."""
+    table = Table(title="Which atoms S2SNet's answer hangs on", title_justify="left")
+    for name in ("crystal", "formula"):
+        table.add_column(name)
+    for name in ("probability", *ACTIVATION):
+        table.add_column(name, justify="right")
+    for one in found:
+        numbers = one.numbers
+        cells = ["-" if numbers[name] is None else f"{numbers[name]:z.2f}" for name in ACTIVATION.values()]
+        table.add_row(numbers["material_id"], numbers["formula"], f"{numbers['probability']:.2f}", *cells)
+    console.print(table)
+    for one in found:
+        console.print(f"{one.numbers['material_id']}: {' '.join(one.words)}", highlight=False, soft_wrap=True)
+    for refusal in rejected:
+        console.print(f"{refusal.item} is left out: {refusal.reason}", highlight=False, soft_wrap=True, style="yellow")
+    for line in files:
         console.print(line, highlight=False, soft_wrap=True)
 
 

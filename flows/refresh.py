@@ -11,6 +11,7 @@ from tasks.cleaning import clean_supercon
 from tasks.dataset_events import announce_changes
 from tasks.matching import match_crystals
 from tasks.ordering import order_crystals
+from tasks.progress import leave_overview
 from tasks.settings import (
     BandSettings,
     CleaningSettings,
@@ -25,6 +26,7 @@ from tasks.settings import (
     VaspSettings,
 )
 from tasks.stages import StageReport
+from tasks.workspace import Workspace
 
 Until = Literal["clean", "crystals", "match", "order", "bands", "grid"]
 STAGES: tuple[Until, ...] = get_args(Until)
@@ -69,5 +71,6 @@ def refresh(
         "grid": lambda: make_grids(workspace, grid, processes),
     }
     reports = [stages[stage]() for stage in STAGES[: STAGES.index(until) + 1]]
+    leave_overview(Workspace(workspace), "refresh", reports)
     announce_changes(workspace, reports)
     return reports

@@ -132,7 +132,7 @@ def _start_server(home: Path, port: int, meanwhile: Callable[[], None]) -> Itera
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=die_with_parent,  # noqa: PLW1509
         )
     os.environ["PREFECT_API_URL"] = server.api_url
     try:
@@ -208,7 +208,7 @@ def _claim(port: int) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

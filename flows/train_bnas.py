@@ -6,6 +6,8 @@ from prefect import flow, unmapped
 
 from flows.grids import grid_source
 from tasks.grid_sources import collection, collection_name
+from tasks.model_events import tell_of_training
+from tasks.progress import wait_with_progress
 from tasks.settings import GridSettings, TrainingSettings
 from tasks.stages import StageReport
 from tasks.train_bnas import finish_training, plan_training, score_baselines, train_fold, train_member
@@ -19,6 +21,7 @@ def train_bnas(
     processes: int = 1,
     data: str | None = None,
     grid: GridSettings = GridSettings(),
+    allowed_drop: float = 0.05,
 ) -> StageReport:
     """Train and judge BNAS on the labelled grids of the workspace, or on those of ``data``.
 
@@ -28,6 +31,8 @@ def train_bnas(
     4. baselines: the same folds
     5. ensemble: networks trained on everything, for prediction
     6. finish: scores with intervals, calibration, figures, the stored model
+    7. tell: that both networks are ready to screen with, or that this one is worse than the promoted one by more
+       than ``allowed_drop``
     """
     if data:
         name = collection_name(data)
@@ -39,6 +44,7 @@ def train_bnas(
     folds = train_fold.map(*given, list(plan.folds), unmapped(processes))
     baselines = score_baselines.map(*given, list(plan.baselines), unmapped(processes))
     members = train_member.map(*given, list(plan.members), unmapped(processes))
-    for futures in (folds, baselines, members):
-        futures.result()
-    return finish_training(workspace, settings, plan, started)
+    wait_with_progress("train-bnas", [*folds, *baselines, *members])
+    report = finish_training(workspace, settings, plan, started)
+    tell_of_training(workspace, "bnas", allowed_drop)
+    return report

@@ -4,13 +4,20 @@ from datetime import UTC, datetime
 
 from prefect import flow, unmapped
 
-from tasks.settings import TrainingSettings
+from tasks.model_events import tell_of_training
+from tasks.progress import wait_with_progress
+from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageReport
 from tasks.train_s2snet import finish_training, plan_training, score_baselines, train_fold, train_member
 
 
 @flow(name="train-s2snet")
-def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings(), processes: int = 1) -> StageReport:
+def train_s2snet(
+    workspace: str,
+    settings: S2SNetTrainingSettings = S2SNetTrainingSettings(),
+    processes: int = 1,
+    allowed_drop: float = 0.05,
+) -> StageReport:
     """Train and judge S2SNet on the ordered crystals of the workspace.
 
     1. plan: check the crystals and their classes, make the folds, audit them for leakage
@@ -18,6 +25,8 @@ def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings()
     3. baselines: the same folds
     4. ensemble: networks trained on everything, for prediction
     5. finish: scores with intervals, calibrated probabilities, the stored model
+    6. tell: that both networks are ready to screen with, or that this one is worse than the promoted one by more
+       than ``allowed_drop``
     """
     started = datetime.now(UTC)
     plan = plan_training(workspace, settings)
@@ -25,6 +34,7 @@ def train_s2snet(workspace: str, settings: TrainingSettings = TrainingSettings()
     folds = train_fold.map(*given, list(plan.folds), unmapped(processes))
     baselines = score_baselines.map(*given, list(plan.baselines), unmapped(processes))
     members = train_member.map(*given, list(plan.members), unmapped(processes))
-    for futures in (folds, baselines, members):
-        futures.result()
-    return finish_training(workspace, settings, plan, started)
+    wait_with_progress("train-s2snet", [*folds, *baselines, *members])
+    report = finish_training(workspace, settings, plan, started)
+    tell_of_training(workspace, "s2snet", allowed_drop)
+    return report

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from prefect import flow, unmapped
 
+from tasks.progress import wait_with_progress
 from tasks.settings import TrainingSettings, TuningSettings
 from tasks.stages import StageReport
 from tasks.tuning import finish_tuning, plan_study, try_parameters
@@ -25,5 +26,5 @@ def tune_bnas(
     started = datetime.now(UTC)
     numbers = plan_study(workspace, settings, training)
     given = (unmapped(workspace), unmapped(settings), unmapped(training))
-    try_parameters.map(*given, numbers, unmapped(processes)).result()
+    wait_with_progress("tune", try_parameters.map(*given, numbers, unmapped(processes)))
     return finish_tuning(workspace, settings, training, started)

@@ -152,16 +152,24 @@ def nearest_compositions(
     -------
     (len(wanted), count) int64, fewer columns where fewer are known; ties in the order of ``known``.
     """
-    if not wanted or not known:
+    return nearest_rows(wanted, cumulate_fractions(known), count)
+
+
+def nearest_rows(
+    wanted: Sequence[Mapping[str, float]], reference: NDArray[np.float64], count: int = 1
+) -> NDArray[np.int64]:
+    """``nearest_compositions`` among known ones that stand as ``cumulate_fractions`` gives them."""
+    if not wanted or not len(reference):
         raise ModelInputError(
-            f"{len(wanted)} wanted and {len(known)} known compositions; one of each is needed at least"
+            f"{len(wanted)} wanted and {len(reference)} known compositions; one of each is needed at least"
         )
-    points, reference = _cumulated(wanted), _cumulated(known)
-    blocks = pairwise_distances_chunked(points, reference, metric="manhattan", working_memory=64)
+    blocks = pairwise_distances_chunked(cumulate_fractions(wanted), reference, metric="manhattan", working_memory=64)
+    if count == 1:
+        return np.concatenate([block.round(6).argmin(axis=1)[:, None] for block in blocks])
     return np.concatenate([np.argsort(block.round(6), axis=1, kind="stable")[:, :count] for block in blocks])
 
 
-def _cumulated(compositions: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+def cumulate_fractions(compositions: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
     """Cumulated atomic fractions along the Mendeleev numbers, (n, 119); their L1 distance is the mover's distance."""
     fractions = np.zeros((len(compositions), 119))
     for row, amounts in zip(fractions, compositions, strict=True):

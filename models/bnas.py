@@ -6,6 +6,7 @@ Dosovitskiy et al., ICLR 2021. Shapes: B samples, C bands, M mesh points an axis
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.composition_branch import CompositionBranch
 from models.exceptions import ModelInputError
 from models.training import Recipe
 
@@ -42,6 +44,9 @@ class BnasConfig(BaseModel):
     )
 
     centred: bool = Field(False, description="The output starts at the mean label of the training set")
+    composition: int | None = Field(
+        None, ge=1, description="Width of a branch of composition descriptors, joined at the head; none: bands alone"
+    )
 
     @model_validator(mode="after")
     def _patches_fill_the_mesh(self) -> "BnasConfig":
@@ -105,8 +110,39 @@ class Block(nn.Module):
         return torch.as_tensor(x_BTD + self.mlp(x_BTD))
 
 
+@dataclass(frozen=True, eq=False)
+class BnasInputs:
+    """What a network is asked about: B materials.
+
+    ``energies`` (B, C, M, M, M) as ``prepare`` gives them; ``fractions`` (B, 95) atomic fractions, column Z - 1, for a
+    network that sees the composition, else None.
+    """
+
+    energies: Tensor
+    fractions: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Give the number of materials."""
+        return len(self.energies)
+
+    def __getitem__(self, rows: Tensor | slice) -> "BnasInputs":
+        """Give some of the materials."""
+        return BnasInputs(self.energies[rows], None if self.fractions is None else self.fractions[rows])
+
+    def to(self, device: torch.device) -> "BnasInputs":
+        """Give the same on a device."""
+        return BnasInputs(self.energies.to(device), None if self.fractions is None else self.fractions.to(device))
+
+    def split(self, size: int) -> list["BnasInputs"]:
+        """Give them in parts of at most ``size`` materials."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+
 class Bnas(nn.Module):
-    """The network, from energies as ``prepare`` gives them, (B, C, M, M, M), to ln(Tc/K + 1)."""
+    """The network, from energies as ``prepare`` gives them, (B, C, M, M, M), to ln(Tc/K + 1).
+
+    With ``config.composition`` it takes (B, 95) atomic fractions, too.
+    """
 
     def __init__(self, config: BnasConfig) -> None:
         super().__init__()
@@ -121,16 +157,32 @@ class Bnas(nn.Module):
         blocks = [Block(config) for _ in range(config.depth)]
         self.blocks: Sequence[Block] = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.output = nn.Linear(config.embed_dim, 1)
+        self.composition: CompositionBranch | None = None
+        self.joined: nn.Sequential | None = None
+        if config.composition:
+            self.composition = CompositionBranch(config.composition, config.dropout)
+            self.joined = nn.Sequential(
+                nn.Dropout(config.dropout),
+                nn.Linear(config.embed_dim + config.composition, config.composition),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+            )
+        self.output = nn.Linear(config.composition or config.embed_dim, 1)
         if config.initial == "kaiming":
             self._start_as_published()
 
-    def forward(self, energies: Tensor) -> Tensor:
-        """Predict (B,) ln(Tc/K + 1); ModelInputError for a wrong shape."""
+    def forward(self, energies: Tensor, fractions: Tensor | None = None) -> Tensor:
+        """Predict (B,) ln(Tc/K + 1); ModelInputError for a wrong shape, or compositions missing or not asked for."""
+        if (fractions is None) != (self.composition is None):
+            wanted = "takes energies and compositions" if self.composition is not None else "takes energies alone"
+            raise ModelInputError(f"This BNAS {wanted}")
         x_BTD = self.with_positions(self.embed(energies))
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        return torch.as_tensor(self.output(self.norm(x_BTD[:, 0])).squeeze(-1))
+        state = self.norm(x_BTD[:, 0])
+        if self.composition is not None and self.joined is not None:
+            state = self.joined(torch.cat((state, self.composition(fractions)), dim=1))
+        return torch.as_tensor(self.output(state).squeeze(-1))
 
     @torch.no_grad()
     def start_at(self, label: float) -> None:
@@ -243,6 +295,24 @@ CONFIGS: dict[str, tuple[BnasConfig, Recipe]] = {
         Recipe(
             epochs=20, batch_size=16, learning_rate=5e-4, weight_decay=0.05, warmup=0.1, schedule="cosine", clip=1.0
         ),
+    ),
+    # For a few hundred materials: a small network of the bands, every fourth k point, and the composition beside it.
+    "best": (
+        BnasConfig(
+            embed_dim=64,
+            depth=1,
+            heads=2,
+            head_dim=32,
+            mlp_dim=128,
+            embed_dropout=0.3,
+            dropout=0.3,
+            mesh=8,
+            patch=4,
+            window_ev=1.0,
+            centred=True,
+            composition=256,
+        ),
+        Recipe(epochs=60, batch_size=32, learning_rate=1e-3, weight_decay=0.1, schedule="cosine", clip=1.0),
     ),
     "tiny": (
         BnasConfig(

@@ -39,6 +39,9 @@ RECIPES = {
     "starter": Recipe(
         epochs=200, batch_size=16, learning_rate=3e-3, weight_decay=0.05, warmup=0.05, schedule="cosine", clip=1.0
     ),
+    "best": Recipe(
+        epochs=200, batch_size=16, learning_rate=3e-3, weight_decay=0.05, warmup=0.05, schedule="cosine", clip=1.0
+    ),
     "tiny": Recipe(epochs=2, batch_size=8, learning_rate=1e-3, clip=1.0),
 }
 
@@ -50,7 +53,7 @@ class MaskedBnas(nn.Module):
 
     def __init__(self, config: BnasConfig) -> None:
         super().__init__()
-        self.trunk = Bnas(config)
+        self.trunk = Bnas(config.model_copy(update={"composition": None}))
         del self.trunk.output
         self.mask_token = nn.Parameter(START * torch.randn(1, 1, config.embed_dim))
         self.decoder = nn.Linear(config.embed_dim, config.bands * config.patch**3)

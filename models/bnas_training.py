@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.augmentation import IMAGES, all_images, some_images
-from models.bnas import Bnas, BnasConfig
+from models.augmentation import IMAGES, image, some_images
+from models.bnas import Bnas, BnasConfig, BnasInputs
 from models.exceptions import ModelInputError
 from models.training import AfterEpoch, Extras, Recipe, TrainingLog, build, fit, resolve_device
 
@@ -21,11 +21,11 @@ PREDICTION_BATCH = 64
 class GridBatches:
     """Training samples, held where ``inputs`` lies: on the device where they fit.
 
-    ``inputs`` (n, C, M, M, M) as ``models.bnas.prepare`` gives them; ``labels`` (n,) ln(Tc/K + 1). ``images`` says
-    whether an epoch holds one random image of each material or all 24.
+    ``inputs`` n materials, or their (n, C, M, M, M) alone as ``models.bnas.prepare`` gives them; ``labels`` (n,)
+    ln(Tc/K + 1). ``images`` says whether an epoch holds one random image of each material or all 24.
     """
 
-    inputs: Tensor
+    inputs: Tensor | BnasInputs
     labels: Tensor
     images: Literal["one", "all"] = "one"
 
@@ -33,35 +33,43 @@ class GridBatches:
         """Give the number of samples an epoch."""
         return len(self.inputs) * (IMAGES if self.images == "all" else 1)
 
-    def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Give an image for each of the rows, made on the device, and their labels."""
-        materials = (rows // IMAGES if self.images == "all" else rows).to(self.inputs.device)
-        energies, labels = self.inputs[materials].to(device), self.labels[materials].to(device)
+    def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
+        """Give an image for each of the rows, made on the device, the compositions if any, and the labels."""
+        materials = (rows // IMAGES if self.images == "all" else rows).to(self.labels.device)
+        inputs, labels = as_inputs(self.inputs)[materials].to(device), self.labels[materials].to(device)
         numbers = rows % IMAGES if self.images == "all" else torch.randint(IMAGES, (len(rows),), generator=generator)
-        return some_images(energies, numbers), labels
+        images = some_images(inputs.energies, numbers)
+        return (images, labels) if inputs.fractions is None else (images, inputs.fractions, labels)
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutLoss:
     """Squared error of the label on materials that are not learnt from, of their identity image."""
 
-    inputs: Tensor
+    inputs: Tensor | BnasInputs
     labels: Tensor
 
     def __call__(self, network: nn.Module) -> float:
         """Give the mean over the materials; the network is in evaluation mode."""
-        device = next(network.parameters()).device
-        answers = torch.cat([network(part.to(device)).cpu() for part in self.inputs.split(PREDICTION_BATCH)])
-        return float(nn.functional.mse_loss(answers, self.labels))
+        device, answers = next(network.parameters()).device, []
+        for part in as_inputs(self.inputs).split(PREDICTION_BATCH):
+            given = part.to(device)
+            answers.append(network(given.energies, given.fractions).cpu())
+        return float(nn.functional.mse_loss(torch.cat(answers), self.labels))
+
+
+def as_inputs(inputs: Tensor | BnasInputs) -> BnasInputs:
+    """Energies alone as what a network is asked about."""
+    return inputs if isinstance(inputs, BnasInputs) else BnasInputs(inputs)
 
 
 def train_network(
     config: BnasConfig,
     recipe: Recipe,
-    inputs: Tensor,
+    inputs: Tensor | BnasInputs,
     tc_kelvin: np.ndarray,
     *,
-    held_out: tuple[Tensor, np.ndarray] | None = None,
+    held_out: tuple[Tensor | BnasInputs, np.ndarray] | None = None,
     start: Mapping[str, Tensor] | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -75,7 +83,7 @@ def train_network(
     Parameters
     ----------
     inputs
-        (n, C, M, M, M) as ``models.bnas.prepare`` gives them.
+        n materials; for a network of bands alone their (n, C, M, M, M), as ``models.bnas.prepare`` gives them, will do.
     tc_kelvin
         (n,) measured; 0 for a material that is no superconductor.
     held_out
@@ -88,18 +96,23 @@ def train_network(
     Raises
     ------
     ModelInputError
-        For labels that are negative or not finite, or do not fit the inputs in number.
+        For labels that are negative or not finite, or do not fit the inputs in number, or missing compositions.
     """
+    inputs = as_inputs(inputs)
     labels = torch.from_numpy(log_labels(tc_kelvin))
     if len(labels) != len(inputs):
         raise ModelInputError(f"{len(labels)} labels for {len(inputs)} grids")
     network = build(lambda: Bnas(config), recipe.seed)
     if start:
         network.load_state_dict(start, strict=False)
+    if network.composition is not None:
+        if inputs.fractions is None:
+            raise ModelInputError("This BNAS takes energies and compositions")
+        network.composition.fit(inputs.fractions)
     if config.centred:
         network.start_at(float(labels.mean()))
     validate = HeldOutLoss(held_out[0], torch.from_numpy(log_labels(held_out[1]))) if held_out else None
-    place = _roomy_device(resolve_device(device), inputs) if devices == 1 else torch.device("cpu")
+    place = _roomy_device(resolve_device(device), inputs.energies) if devices == 1 else torch.device("cpu")
     log = fit(
         network,
         squared_error,
@@ -130,26 +143,29 @@ def log_labels(tc_kelvin: np.ndarray) -> np.ndarray:
     return np.log1p(tc).astype(np.float32)
 
 
-def squared_error(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean squared error of the label over a batch."""
-    images, labels = batch
-    return nn.functional.mse_loss(network(images), labels)
+def squared_error(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """Mean squared error of the label over a batch: images, compositions if the network sees them, labels."""
+    *inputs, labels = batch
+    return nn.functional.mse_loss(network(*inputs), labels)
 
 
 @torch.no_grad()
-def predict_images(networks: Sequence[Bnas], inputs: Tensor, device: str = "auto") -> np.ndarray:
-    """Ask each network about each of the 24 images: (networks, 24, n) float64, ln(Tc/K + 1) as it comes out.
+def predict_images(
+    networks: Sequence[Bnas], inputs: Tensor | BnasInputs, device: str = "auto", images: int = IMAGES
+) -> np.ndarray:
+    """Ask each network about the first images, by default all 24: (networks, images, n) float64, ln(Tc/K + 1).
 
-    The networks must be in evaluation mode; they are moved to the device.
+    The first image is the grid itself. The networks must be in evaluation mode; they are moved to the device.
     """
     place = torch.device(resolve_device(device))
-    answers = np.empty((len(networks), IMAGES, len(inputs)))
+    answers = np.empty((len(networks), images, len(inputs)))
     for member, network in enumerate(networks):
         network.to(place)
         for start in range(0, len(inputs), PREDICTION_BATCH):
-            batch = inputs[start : start + PREDICTION_BATCH].to(place)
-            for number, image in enumerate(all_images(batch)):
-                answers[member, number, start : start + len(batch)] = network(image).double().cpu().numpy()
+            batch = as_inputs(inputs)[start : start + PREDICTION_BATCH].to(place)
+            for number in range(images):
+                answer = network(image(batch.energies, number), batch.fractions)
+                answers[member, number, start : start + len(batch)] = answer.double().cpu().numpy()
     return answers
 
 

@@ -50,7 +50,9 @@ def descriptor_count() -> int:
     return 6 * len(property_names()) + 1 + len(NORMS) + len(VALENCE) + 2
 
 
-def composition_descriptors(numbers: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+def composition_descriptors(
+    numbers: torch.Tensor, table: torch.Tensor, multiplicity: torch.Tensor | None = None
+) -> torch.Tensor:
     """Descriptors of the compositions of a batch.
 
     Parameters
@@ -59,6 +61,8 @@ def composition_descriptors(numbers: torch.Tensor, table: torch.Tensor) -> torch
         (B, N) int64 atomic numbers, 0 where there is no atom.
     table
         (97, P), as ``element_properties`` gives it.
+    multiplicity
+        (B, N) atoms of the cell that each one stands for; None: one each.
 
     Returns
     -------
@@ -67,8 +71,18 @@ def composition_descriptors(numbers: torch.Tensor, table: torch.Tensor) -> torch
         elements, norms of the fractions, fractions of s, p, d and f electrons among the valence electrons, largest
         and mean ionic character of a pair of elements.
     """
-    counts = torch.nn.functional.one_hot(numbers, MASKED + 1)[..., 1 : ELEMENTS + 1].sum(dim=1)
+    atoms = torch.nn.functional.one_hot(numbers, MASKED + 1)[..., 1 : ELEMENTS + 1]
+    counts = (
+        atoms.sum(dim=1)
+        if multiplicity is None
+        else torch.einsum("bne,bn->be", atoms.to(multiplicity.dtype), multiplicity)
+    )
     fractions = counts.to(table.dtype) / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return fraction_descriptors(fractions, table)
+
+
+def fraction_descriptors(fractions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The same (B, 144) descriptors from (B, 95) atomic fractions, column Z - 1, such as those of a doped crystal."""
     values = table[1 : ELEMENTS + 1]
     return torch.cat(
         [

@@ -22,6 +22,7 @@ MIN_DISTANCE = 0.3  # angstrom; nearer atoms are one site given twice (H2 has 0.
 OCTAVES = 2.0  # sizes that differ by less than 2 to this power share a batch
 FEW_PAIRS = 20_000  # padded pairs of atoms that cost less than a second batch
 MIN_VOLUME = 0.1  # cubic angstrom per atom; far below any solid
+SYMPREC = 0.01  # angstrom; atoms that symmetry brings nearer than this onto each other are one orbit
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class CrystalGraph:
         (pairs,) int64, indices of atoms; each atom is also its own neighbour at distance 0.
     distances
         (pairs,) float32, angstrom, below ``cutoff``.
+    multiplicity
+        (atoms,) int64, atoms of the cell that each one stands for (see ``orbit_graph``); None: one each.
     """
 
     arrays: CrystalArrays
@@ -68,6 +71,7 @@ class CrystalGraph:
     neighbours: np.ndarray
     distances: np.ndarray
     cutoff: float
+    multiplicity: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -89,6 +93,8 @@ class CrystalBatch:
         (E,) int64, flat index b * N * N + centre * N + neighbour; the same index stands for several images.
     distances
         (E,) float32, angstrom.
+    multiplicity
+        (B, N) float32, atoms of the cell that each one stands for; 0 where there is no atom.
     """
 
     numbers: torch.Tensor
@@ -96,6 +102,7 @@ class CrystalBatch:
     lattices: torch.Tensor
     pairs: torch.Tensor
     distances: torch.Tensor
+    multiplicity: torch.Tensor
 
     @property
     def mask(self) -> torch.Tensor:
@@ -165,6 +172,12 @@ def check_arrays(crystal: CrystalArrays, max_atoms: int = MAX_ATOMS) -> CrystalA
     return crystal
 
 
+def check_sites(crystal: CrystalArrays) -> CrystalArrays:
+    """Give the crystal back unless two of its atoms stand on one site: then ModelInputError."""
+    graph(crystal, 2 * MIN_DISTANCE)
+    return crystal
+
+
 def graph(crystal: CrystalArrays, cutoff: float) -> CrystalGraph:
     """Find all pairs of atoms of a crystal, periodic images included, that are nearer than ``cutoff`` angstrom.
 
@@ -189,6 +202,35 @@ def graph(crystal: CrystalArrays, cutoff: float) -> CrystalGraph:
     return CrystalGraph(crystal, centres[order], neighbours[order], distances[order], cutoff)
 
 
+def orbit_graph(crystal: CrystalGraph, symprec: float = SYMPREC) -> CrystalGraph:
+    """Give the crystal with one atom for each orbit of its symmetry, and the number of atoms that it stands for.
+
+    A network that is told of an atom nothing but its periodic surroundings gives equal atoms equal embeddings, so it
+    says the same of this crystal, in a fraction of the time: 45,546 atoms of S2S's crystals are 17,042 orbits.
+    The atoms keep their place; cell vectors and distances are those of the whole crystal.
+    """
+    import spglib
+
+    arrays = crystal.arrays
+    cell = (arrays.lattice, arrays.frac_coords, arrays.atomic_numbers)
+    found = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    if found is None:
+        return crystal
+    first, orbit, count = np.unique(found.crystallographic_orbits, return_inverse=True, return_counts=True)
+    kept = np.isin(crystal.centres, first)
+    centres, neighbours, distances = orbit[crystal.centres[kept]], orbit[crystal.neighbours[kept]], crystal.distances
+    distances = distances[kept]
+    order = np.lexsort((distances, neighbours, centres))
+    return CrystalGraph(
+        CrystalArrays(arrays.lattice, arrays.atomic_numbers[first], arrays.frac_coords[first]),
+        centres[order],
+        neighbours[order],
+        distances[order],
+        crystal.cutoff,
+        count,
+    )
+
+
 def collate(crystals: Sequence[CrystalGraph]) -> CrystalBatch:
     """Stack crystals into one padded batch; raises ModelInputError for an empty batch."""
     if not crystals:
@@ -200,6 +242,10 @@ def collate(crystals: Sequence[CrystalGraph]) -> CrystalBatch:
     numbers[occupied] = np.concatenate([crystal.arrays.atomic_numbers for crystal in crystals])
     positions = np.zeros((*occupied.shape, 3), dtype=np.float32)
     positions[occupied] = np.concatenate([crystal.arrays.cartesian for crystal in crystals])
+    multiplicity = np.zeros(occupied.shape, dtype=np.float32)
+    multiplicity[occupied] = np.concatenate(
+        [np.ones(len(c)) if c.multiplicity is None else c.multiplicity for c in crystals]
+    )
     owner = np.repeat(np.arange(len(crystals)), [len(crystal.distances) for crystal in crystals])
     centres = np.concatenate([crystal.centres for crystal in crystals])
     neighbours = np.concatenate([crystal.neighbours for crystal in crystals])
@@ -209,6 +255,7 @@ def collate(crystals: Sequence[CrystalGraph]) -> CrystalBatch:
         lattices=torch.from_numpy(np.stack([crystal.arrays.lattice for crystal in crystals]).astype(np.float32)),
         pairs=torch.from_numpy((owner * atoms + centres) * atoms + neighbours),
         distances=torch.from_numpy(np.concatenate([crystal.distances for crystal in crystals])),
+        multiplicity=torch.from_numpy(multiplicity),
     )
 
 

@@ -73,6 +73,24 @@ def r2_gain(tc_true: np.ndarray, tc_with: np.ndarray, tc_without: np.ndarray, *,
     return _score(gain, true, np.stack([better, worse], axis=-1), seed, 1000, _r2_problem(true))
 
 
+def auc_gain(label: np.ndarray, better: np.ndarray, worse: np.ndarray, *, seed: int) -> Score:
+    """What one list of probabilities has more of ROC AUC than another, with the interval of a paired bootstrap.
+
+    Parameters
+    ----------
+    label
+        (materials,) bool or 0/1; ``better`` and ``worse`` are (materials,) probabilities or logits.
+    """
+    true, first = _checked(np.asarray(label, dtype=float), better)
+    both = np.stack([first, _checked(true, worse)[1]], axis=-1)
+
+    def gain(x: np.ndarray, pair: np.ndarray) -> np.ndarray:
+        return _roc_auc(x, pair[..., 0]) - _roc_auc(x, pair[..., 1])
+
+    single = "" if 0 < true.sum() < len(true) else "only one class is present"
+    return _score(gain, true, both, seed, 1000, _empty_problem(true) or single)
+
+
 def classification_scores(
     label: np.ndarray, probability: np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Score]:
@@ -93,6 +111,28 @@ def classification_scores(
         "roc_auc": _score(_roc_auc, true, pred, seed, resamples, _empty_problem(true) or single),
         "accuracy": _score(_accuracy, true, pred, seed, resamples, _empty_problem(true)),
         "brier": _score(_brier, true, pred, seed, resamples, _empty_problem(true)),
+    }
+
+
+def classification_gain(
+    label: np.ndarray, p_with: np.ndarray, p_without: np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Score]:
+    """What one classifier has more of each of ``classification_scores`` than another, by a paired bootstrap.
+
+    Both are scored on the same resampled materials. A Brier score is the better the lower it is.
+    """
+    true, first = _checked(np.asarray(label, dtype=float), p_with)
+    _, second = _checked(true, p_without)
+    single = "" if 0 < true.sum() < len(true) else "only one class is present"
+
+    def gain(statistic: Statistic) -> Statistic:
+        return lambda x, both: statistic(x, both[..., 0]) - statistic(x, both[..., 1])
+
+    pair, empty = np.stack([first, second], axis=-1), _empty_problem(true)
+    return {
+        "roc_auc": _score(gain(_roc_auc), true, pair, seed, resamples, empty or single),
+        "accuracy": _score(gain(_accuracy), true, pair, seed, resamples, empty),
+        "brier": _score(gain(_brier), true, pair, seed, resamples, empty),
     }
 
 

@@ -18,7 +18,7 @@ Shape letters: B crystals, N atoms (padded), E pairs, D width, H heads, L layers
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,7 +35,6 @@ from models.composition_descriptors import (
 from models.crystals import ELEMENTS, MASKED, PADDING, CrystalBatch
 from models.training import Recipe
 
-NO_TARGET = -100  # an atom whose element is not asked for; what cross_entropy ignores
 FARTHEST = 30.0  # largest exponent of a Gaussian: e^-30 is nothing, and smaller numbers are slow on a CPU
 SAME = 1e-6  # spread of a descriptor that does not vary
 FAR = 5.0  # descriptors beyond so many deviations count as this far
@@ -69,15 +68,28 @@ class S2SNetConfig(BaseModel):
     lattice: Literal["lengths", "matrix", "volume", "none"] = Field("lengths", description="P lengths, C matrix")
     composition: bool = Field(False, description="Join composition descriptors at the head (ours)")
     head_layers: Literal[2, 4] = Field(2, description="Fully connected layers at the end (P 2, C 4)")
+    temperature: bool = Field(False, description="The last layer also gives ln(Tc/K + 1) (ours)")
+
+    @property
+    def by_orbits(self) -> bool:
+        """Whether equal atoms get equal embeddings, so that one of each orbit is enough (``orbit_graph``)."""
+        return (self.positions, self.attention) == ("environment", "periodic") and self.lattice in {"volume", "none"}
 
 
 class NamedConfig(NamedTuple):
-    """A network and how it is trained; ``freeze`` keeps the pre-trained trunk fixed in fine-tuning (P)."""
+    """A network and how it is trained.
+
+    ``pretraining`` is None where networks start from random weights; ``masking`` says what it hides (see
+    ``models.s2snet_pretraining``). ``freeze`` keeps the pre-trained trunk fixed in fine-tuning (P). ``trees`` blends
+    the network with gradient boosting (``models.crystal_trees``).
+    """
 
     network: S2SNetConfig
-    pretraining: Recipe
+    pretraining: Recipe | None
     finetuning: Recipe
     freeze: bool
+    trees: bool = False
+    masking: Literal["atoms", "element"] = "atoms"
 
 
 class S2SNet(nn.Module):
@@ -107,15 +119,31 @@ class S2SNet(nn.Module):
         self.masked_head = nn.Linear(config.width, ELEMENTS)
         self.head = CrystalHead(config)
 
-    def forward(self, batch: CrystalBatch, *, masked: bool = False) -> torch.Tensor:
-        """Logits: (B,) of being a superconductor, or (B, N, 95) of the element of each atom if ``masked``."""
+    def forward(self, batch: CrystalBatch, *, masked: bool = False, everything: bool = False) -> torch.Tensor:
+        """(B,) logits of being a superconductor.
+
+        ``masked``: (B, N, 95) logits of the element of each atom instead. ``everything``: (B, 1 or 2) with
+        ln(Tc/K + 1) as the second number, where the configuration has it.
+        """
         atoms = self.encode(batch)
-        return self.masked_head(atoms) if masked else self.classify(atoms, batch)
+        if masked:
+            return self.masked_head(atoms)
+        return self.head(atoms, batch) if everything else self.classify(atoms, batch)
 
     def encode(self, batch: CrystalBatch) -> torch.Tensor:
         """(B, N, D) embeddings of the atoms after all attention layers; padding holds numbers without meaning."""
         expanded = self._expand(batch)
-        atoms = self._embed(batch, expanded)
+        return self._attend(self._embed(batch, expanded), batch, expanded)
+
+    def start(self, batch: CrystalBatch) -> torch.Tensor:
+        """(B, N, D) what the atoms start from, elements and places, before any attention layer."""
+        return self._embed(batch, self._expand(batch))
+
+    def attend(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
+        """(B, N, D) embeddings after all attention layers from those that `start` gives."""
+        return self._attend(atoms, batch, self._expand(batch))
+
+    def _attend(self, atoms: torch.Tensor, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
         biases = self._attention_biases(batch, expanded)
         for layer, bias in zip(self.layers, biases, strict=True):
             atoms = layer(atoms, bias)
@@ -123,7 +151,17 @@ class S2SNet(nn.Module):
 
     def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B,) logits from the (B, N, D) embeddings of the atoms."""
-        return self.head(atoms, batch)
+        return self.head(atoms, batch)[:, 0]
+
+    def embed_elements(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(..., D) what an atom of each atomic number (...) is, before it is told of its place."""
+        atoms = self.properties.new_zeros(())
+        if self.embedding is not None:
+            scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
+            atoms = self.embedding(numbers) * scale
+        if self.property_map is not None:
+            atoms = atoms + self.property_map(self.properties[numbers])
+        return atoms
 
     def fit_descriptors(self, batches: Iterable[CrystalBatch]) -> None:
         """Take mean and deviation of the composition descriptors from training crystals, in place."""
@@ -142,12 +180,7 @@ class S2SNet(nn.Module):
         return self.radial(batch.distances if needed else batch.distances[:0])
 
     def _embed(self, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
-        atoms: torch.Tensor | float = 0.0
-        if self.embedding is not None:
-            scale = math.sqrt(self.config.width) if self.config.scale_embedding else 1.0
-            atoms = self.embedding(batch.numbers) * scale
-        if self.property_map is not None:
-            atoms = atoms + self.property_map(self.properties[batch.numbers])
+        atoms = self.embed_elements(batch.numbers)
         positions = self.position_map(self._positions(batch, expanded))
         if self.position_norm is None:
             return atoms + positions
@@ -235,19 +268,20 @@ class Set2Set(nn.Module):
         self.steps = steps
         self.lstm = nn.LSTMCell(2 * width, width)
 
-    def forward(self, items: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) items, of which (B, N) ``mask`` are true, to (B, 2 D): the last query and what it read."""
+    def forward(self, items: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) items, each (B, N) ``counts`` times there, to (B, 2 D): the last query and what it read."""
+        often = counts.to(items.dtype).log()
         query = cell = items.new_zeros(items.shape[0], items.shape[2])
         summary = torch.cat([query, query], dim=1)
         for _ in range(self.steps):
             query, cell = self.lstm(summary, (query, cell))
-            scores = torch.einsum("bnd,bd->bn", items, query).masked_fill(~mask, -torch.inf)
+            scores = torch.einsum("bnd,bd->bn", items, query) + often
             summary = torch.cat([query, torch.einsum("bn,bnd->bd", scores.softmax(dim=1), items)], dim=1)
         return summary
 
 
 class CrystalHead(nn.Module):
-    """From atoms to one logit a crystal: Set2Set, lattice, composition, fully connected layers."""
+    """From atoms to a logit a crystal, and ln(Tc + 1): Set2Set, lattice, composition, fully connected layers."""
 
     def __init__(self, config: S2SNetConfig) -> None:
         super().__init__()
@@ -261,16 +295,29 @@ class CrystalHead(nn.Module):
         layers: list[nn.Module] = []
         for into, out in zip([width, *hidden], hidden, strict=False):
             layers += [nn.Dropout(config.dropout), nn.Linear(into, out), nn.GELU()]
-        self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+        self.fully_connected = nn.Sequential(*layers, nn.Linear(hidden[-1], 1 + config.temperature))
 
     def forward(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
-        """(B, N, D) embeddings to (B,) logits."""
-        crystal = self.aggregate(atoms, batch.mask)
+        """(B, N, D) embeddings to (B, 1 or 2) answers."""
+        return self.join(self.parts(atoms, batch))
+
+    def parts(self, atoms: torch.Tensor, batch: CrystalBatch) -> dict[str, torch.Tensor]:
+        """What reaches the fully connected layers, each (B, ...): ``atoms``, ``lattice``, ``composition``."""
+        found = {"atoms": self.aggregate(atoms, batch.multiplicity)}
         if self.lattice_map is not None:
-            crystal = crystal + self.lattice_map(_lattice_numbers(self.config.lattice, batch))
+            found["lattice"] = self.lattice_map(_lattice_numbers(self.config.lattice, batch))
         if self.composition is not None:
-            crystal = torch.cat([crystal, self.composition(batch.numbers)], dim=1)
-        return self.fully_connected(crystal).squeeze(-1)
+            found["composition"] = self.composition(batch)
+        return found
+
+    def join(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, 1 or 2) answers from what `parts` gives; the first is the logit."""
+        crystal = parts["atoms"]
+        if "lattice" in parts:
+            crystal = crystal + parts["lattice"]
+        if "composition" in parts:
+            crystal = torch.cat([crystal, parts["composition"]], dim=1)
+        return self.fully_connected(crystal)
 
 
 class CompositionBranch(nn.Module):
@@ -290,37 +337,15 @@ class CompositionBranch(nn.Module):
 
     def fit(self, batches: Iterable[CrystalBatch]) -> None:
         """Set mean and deviation; a descriptor that is the same in all crystals keeps its size."""
-        found = torch.cat([composition_descriptors(batch.numbers, self.table) for batch in batches])
+        found = torch.cat([composition_descriptors(b.numbers, self.table, b.multiplicity) for b in batches])
         deviation, self.mean = torch.std_mean(found, dim=0, correction=0)
         self.deviation = torch.where(deviation > SAME, deviation, torch.ones_like(deviation))
 
-    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """(B, N) atomic numbers to (B, width)."""
-        descriptors = (composition_descriptors(numbers, self.table) - self.mean) / self.deviation
+    def forward(self, batch: CrystalBatch) -> torch.Tensor:
+        """B crystals to (B, width)."""
+        found = composition_descriptors(batch.numbers, self.table, batch.multiplicity)
+        descriptors = (found - self.mean) / self.deviation
         return functional.gelu(self.linear(descriptors.clamp(-FAR, FAR)))
-
-
-def mask_atoms(
-    batch: CrystalBatch, generator: torch.Generator, fraction: float = 0.15, at_least: int = 2
-) -> tuple[CrystalBatch, torch.Tensor]:
-    """Hide the elements of some atoms of each crystal.
-
-    At least ``at_least`` atoms and ``fraction`` of the atoms are hidden, drawn by ``generator`` (on the CPU); one atom
-    of a crystal always stays visible, so a crystal of one atom has none hidden.
-
-    Returns
-    -------
-    tuple
-        The batch with hidden elements, and (B, N) int64 targets: atomic number - 1 where hidden, -100 elsewhere.
-    """
-    mask = batch.mask
-    atoms = mask.sum(dim=1)
-    count = (atoms * fraction).ceil().long().clamp(min=at_least).minimum(atoms - 1)
-    draw = torch.rand(mask.shape, generator=generator).to(mask.device).masked_fill(~mask, 2.0)
-    hidden = draw.argsort(dim=1).argsort(dim=1) < count[:, None]
-    targets = torch.where(hidden, batch.numbers - 1, NO_TARGET)
-    numbers = batch.numbers.masked_fill(hidden, MASKED)
-    return CrystalBatch(numbers, batch.positions, batch.lattices, batch.pairs, batch.distances), targets
 
 
 def _cutoff(distances: torch.Tensor, radius: float) -> torch.Tensor:
@@ -333,7 +358,7 @@ def _lattice_numbers(kind: str, batch: CrystalBatch) -> torch.Tensor:
         return batch.lattices.norm(dim=-1)
     if kind == "matrix":
         return batch.lattices.flatten(1)
-    volume = torch.linalg.det(batch.lattices).abs() / batch.mask.sum(dim=1)
+    volume = torch.linalg.det(batch.lattices).abs() / batch.multiplicity.sum(dim=1)
     return volume.log().unsqueeze(-1)
 
 
@@ -359,6 +384,7 @@ _STARTER = S2SNetConfig(
     set2set_steps=3,
     lattice="volume",
     composition=True,
+    temperature=True,
 )
 _TINY = _STARTER.model_copy(update={"width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "gaussians": 8})
 
@@ -368,16 +394,20 @@ _PAPER_RECIPE = Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_dec
 CONFIGS = {
     "paper": NamedConfig(_PAPER, pretraining=_PAPER_RECIPE, finetuning=_PAPER_RECIPE, freeze=True),
     "s2snet": NamedConfig(
-        _STARTER.model_copy(update={"width": 64, "layers": 3, "feed_forward": 128}),
-        pretraining=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
-        finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 32}),
+        _STARTER.model_copy(update={"width": 64, "feed_forward": 128}),
+        pretraining=None,
+        finetuning=_OUR_RECIPE.model_copy(
+            update={"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.95}
+        ),
         freeze=False,
+        trees=True,
     ),
     "starter": NamedConfig(
         _STARTER,
         pretraining=_OUR_RECIPE.model_copy(update={"epochs": 10}),
         finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20}),
         freeze=False,
+        trees=True,
     ),
-    "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False),
+    "tiny": NamedConfig(_TINY, pretraining=Recipe(epochs=2), finetuning=Recipe(epochs=2), freeze=False, trees=True),
 }

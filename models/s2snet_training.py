@@ -1,7 +1,8 @@
-"""Train S2SNet: first to guess hidden elements of crystals, then to tell superconductors from others."""
+"""Train S2SNet: first to guess hidden elements of crystals, then to tell superconductors from others, and their Tc."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,45 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.crystals import CrystalBatch, CrystalGraph, collate, collate_by_size
-from models.s2snet import NO_TARGET, NamedConfig, S2SNet, mask_atoms
+from models.crystals import CrystalGraph, collate, collate_by_size
+from models.s2snet import NamedConfig, S2SNet
+from models.s2snet_pretraining import HiddenElements, Parts, masked_loss, start_from
 from models.training import Extras, build, fit
 
-Parts = list[tuple[CrystalBatch, Tensor]]  # a batch, cut into crystals of similar size, with what is to be learnt
+TEMPERATURE_WEIGHT = 0.3  # of the error of ln(Tc/K + 1), beside the cross entropy
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledCrystals:
-    """Training samples of the binary task: crystals and their (crystals,) labels 0 or 1."""
+    """Training samples: crystals, their (crystals,) labels 0 or 1, and ln(Tc/K + 1), NaN or None where unknown."""
 
     crystals: Sequence[CrystalGraph]
     labels: np.ndarray
+    log_tc: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.crystals)
 
     def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> Parts:
-        """Crystals ``rows`` in parts of similar size, each with its (B,) float32 labels; nothing is drawn."""
+        """Crystals ``rows`` in parts of similar size, each with (B, 2) float32 labels and ln(Tc/K + 1)."""
         del generator
         chosen = rows.numpy()
-        labels = torch.from_numpy(np.asarray(self.labels, dtype=np.float32)[chosen])
+        unknown = np.full(len(self), np.nan)
+        columns = [self.labels, unknown if self.log_tc is None else self.log_tc]
+        targets = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32)[chosen])
         parts = collate_by_size([self.crystals[row] for row in chosen])
-        return [(batch.to(device), labels[part].to(device)) for part, batch in parts]
-
-
-@dataclass(frozen=True, eq=False)
-class HiddenElements:
-    """Training samples of the pre-training: crystals with some elements hidden anew in each epoch."""
-
-    crystals: Sequence[CrystalGraph]
-
-    def __len__(self) -> int:
-        return len(self.crystals)
-
-    def __call__(self, rows: Tensor, generator: torch.Generator, device: torch.device) -> Parts:
-        """Crystals ``rows`` in parts of similar size, each with its (B, N) int64 hidden elements."""
-        parts = [mask_atoms(batch, generator) for _, batch in collate_by_size([self.crystals[row] for row in rows])]
-        return [(batch.to(device), targets.to(device)) for batch, targets in parts]
+        return [(batch.to(device), targets[part].to(device)) for part, batch in parts]
 
 
 def train_network(
@@ -57,7 +47,11 @@ def train_network(
     pretraining: Sequence[CrystalGraph],
     seed: int,
     *,
+    log_tc: np.ndarray | None = None,
+    positive_share: float | None = None,
+    start: Mapping[str, Tensor] | None = None,
     device: str = "auto",
+    devices: int = 1,
     checkpoint: Path | None = None,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> S2SNet:
@@ -71,6 +65,15 @@ def train_network(
         Crystals whose elements are guessed first, labelled or not; none: no pre-training.
     seed
         Of initial weights, order, hidden atoms and dropout.
+    log_tc
+        (crystals,) ln(Tc/K + 1), NaN where unknown, for a network with this output.
+    positive_share
+        Share of superconductors among the crystals of label 0 (see ``positive_unlabelled_loss``); none: these are
+        all taken at their word.
+    start
+        Pre-trained trunk (``models.s2snet_pretraining.trunk_state``) in the place of a pre-training here.
+    device, devices
+        As for ``models.training.fit``.
     checkpoint
         Files beside this path are written between epochs and gone on from.
     advance
@@ -78,17 +81,20 @@ def train_network(
     """
     network = build(lambda: S2SNet(named.network), seed)
     network.fit_descriptors(collate([crystal]) for crystal in crystals)
-    if len(pretraining):
+    if start is not None:
+        start_from(network, start)
+    elif named.pretraining is not None and len(pretraining):
         recipe = named.pretraining.model_copy(update={"seed": seed})
-        state = checkpoint and checkpoint.with_name(f"{checkpoint.name}.pretraining")
-        samples = HiddenElements(pretraining)
-        fit(network, masked_loss, samples, recipe, device=device, extras=Extras(state), advance=advance)
+        extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.pretraining"))
+        hidden = HiddenElements(pretraining, named.masking)
+        fit(network, masked_loss, hidden, recipe, device=device, devices=devices, extras=extras, advance=advance)
     if named.freeze:
         network.freeze_trunk()
     recipe = named.finetuning.model_copy(update={"seed": seed})
-    state = checkpoint and checkpoint.with_name(f"{checkpoint.name}.finetuning")
-    samples_with_labels = LabelledCrystals(crystals, labels)
-    fit(network, classification_loss, samples_with_labels, recipe, device=device, extras=Extras(state), advance=advance)
+    extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.finetuning"))
+    samples = LabelledCrystals(crystals, labels, log_tc)
+    loss = partial(supervised_loss, positive_share=positive_share)
+    fit(network, loss, samples, recipe, device=device, devices=devices, extras=extras, advance=advance)
     return network
 
 
@@ -98,36 +104,61 @@ def remove_checkpoints(checkpoint: Path) -> None:
         checkpoint.with_name(f"{checkpoint.name}.{stage}").unlink(missing_ok=True)
 
 
-def classification_loss(network: nn.Module, parts: Parts) -> Tensor:
-    """Binary cross entropy, mean over the crystals."""
-    total = sum(len(labels) for _, labels in parts)
-    losses = [
-        functional.binary_cross_entropy_with_logits(network(batch), labels, reduction="sum") for batch, labels in parts
-    ]
-    return torch.stack(losses).sum() / total
+def supervised_loss(network: nn.Module, parts: Parts, positive_share: float | None = None) -> Tensor:
+    """Cross entropy of the labels, mean over the crystals, and the error of ln(Tc/K + 1) where there is one."""
+    answers = torch.cat([network(batch, everything=True) for batch, _ in parts])
+    targets = torch.cat([targets for _, targets in parts])
+    logits, labels = answers[:, 0], targets[:, 0]
+    if positive_share:
+        loss = positive_unlabelled_loss(logits, labels, positive_share)
+    else:
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+    known = torch.isfinite(targets[:, 1])
+    if answers.shape[1] > 1 and known.any():
+        loss = loss + TEMPERATURE_WEIGHT * functional.smooth_l1_loss(answers[known, 1], targets[known, 1])
+    return loss
 
 
-def masked_loss(network: nn.Module, parts: Parts) -> Tensor:
-    """Cross entropy of the hidden elements, mean over the hidden atoms; 0 where none is hidden."""
-    hidden = sum(int((targets != NO_TARGET).sum()) for _, targets in parts)
-    losses = [
-        functional.cross_entropy(
-            network(batch, masked=True).flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="sum"
-        )
-        for batch, targets in parts
-    ]
-    return torch.stack(losses).sum() / max(hidden, 1)
+def positive_unlabelled_loss(logits: Tensor, labels: Tensor, positive_share: float) -> Tensor:
+    """Cross entropy where label 0 means "not known", after Kiryo et al., NeurIPS 2017 (non-negative risk).
+
+    The unlabelled hold ``positive_share`` superconductors; what these would add to the loss as negatives is estimated
+    from the known ones and taken off, but never below 0. Without any share it is the usual cross entropy.
+
+    Parameters
+    ----------
+    logits, labels
+        (B,); label 1 is a known superconductor.
+    """
+    positive, unlabelled = labels > 0.5, labels <= 0.5
+    as_positive, as_negative = functional.softplus(-logits), functional.softplus(logits)
+    none = logits.sum() * 0
+    of_known = as_positive[positive].mean() if positive.any() else none
+    known_as_negative = as_negative[positive].mean() if positive.any() else none
+    of_unlabelled = as_negative[unlabelled].mean() if unlabelled.any() else none
+    negative = (of_unlabelled - positive_share * known_as_negative).clamp(min=0)
+    share = unlabelled.float().mean()
+    return (1 - share) * of_known + share * (positive_share * of_known + negative)
 
 
 def predict_logits(network: S2SNet, crystals: Sequence[CrystalGraph], batch_size: int = 64) -> np.ndarray:
     """(crystals,) float64 logits in the order given; the network is left in evaluation mode."""
+    return predict_answers(network, crystals, batch_size)[:, 0]
+
+
+def predict_answers(network: S2SNet, crystals: Sequence[CrystalGraph], batch_size: int = 64) -> np.ndarray:
+    """(crystals, 2) float64 logits and ln(Tc/K + 1), NaN where the network has no such output.
+
+    They come in the order given; the network is left in evaluation mode.
+    """
     device = next(network.parameters()).device
     order = np.argsort([len(crystal) for crystal in crystals], kind="stable")
-    logits = np.zeros(len(crystals))
+    answers = np.full((len(crystals), 2), np.nan)
     network.eval()
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([crystals[index] for index in chosen]).to(device)
-            logits[chosen] = network(batch).double().cpu().numpy()
-    return logits
+            found = network(batch, everything=True).double().cpu().numpy()
+            answers[chosen, : found.shape[1]] = found
+    return answers

@@ -249,7 +249,7 @@ def explain(
     checks = _check(maps, random, sample.grid, sample.structure, chosen)
     figure = plane_figure(sample.grid, bnas.rollout(sample.grid), chosen, point)
     rows = patch_table(maps, random, mesh)
-    prediction = bnas.predict(sample.grid[None], "cpu")
+    prediction = bnas.predict(sample.grid[None], "cpu", [sample.formula])
     names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin")
     numbers = {
         "material_id": sample.name,

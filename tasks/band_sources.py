@@ -30,7 +30,7 @@ from tasks.tight_binding import TightBinding, read_wannier90_hr
 from tasks.uniform_bands import DENSITIES, ROW_COLUMNS, UniformBands
 from tasks.vasprun import SYMPREC
 
-Kind = Literal["vasprun", "json", "wannier90", "table", "superband", "mp"]
+Kind = Literal["vasprun", "json", "wannier90", "table", "superband", "mp", "grid"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "vasprun": ("vasprun.xml", "vasprun.xml.gz"),
     "wannier90": ("_hr.dat", "_hr.dat.gz"),
@@ -54,6 +54,8 @@ class BandItem(BaseModel):
     row: int = 0
     row_group: int = 0  # that the row is counted in, where a table has millions of numbers a row
     content: str  # hash of the file, in a table of the bands; in a large file of its size, date and the name
+    energy_above_hull_ev: float | None = None  # per atom, where the source says
+    theoretical: bool | None = None  # never made in a laboratory, where the source says
 
 
 def list_bands(source: str) -> list[BandItem]:

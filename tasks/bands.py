@@ -27,6 +27,7 @@ from tasks.engines import BandEngine, is_passing
 from tasks.engines.gpaw import GpawBandMaker
 from tasks.exceptions import EngineError, InputError
 from tasks.jobflow_prefect import OnFinish
+from tasks.logs import log_event
 from tasks.progress import Advance, leave_summary, silent
 from tasks.schemas import BANDS
 from tasks.settings import BandSettings, GpawSettings, VaspSettings
@@ -271,8 +272,9 @@ def prepare_calculations(
         last.add(whole.jobs[-1].uuid)
 
     def on_finish(done: Job, error: BaseException | None) -> None:
+        material_id = done.metadata.get("material_id", "")
+        log_event("job failed" if error else "job finished", stage=STAGE, item=material_id, job=done.name)
         if error is not None:
-            material_id = done.metadata["material_id"]
             note_failure(workspace, material_id, structures[material_id], engine, error)
         if error is not None or done.uuid in last:
             advance(1)

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from models.bnas import CONFIGS, BnasConfig, prepare
+from models.bnas import CONFIGS, BnasConfig, BnasInputs, prepare
+from models.composition_branch import composition_fractions
 from models.splits import Fold
 from models.training import Recipe, resolve_device
 from tasks.bnas_pretraining import choose_pretrained
@@ -135,7 +136,8 @@ def labelled_grids(url: str, _data: str) -> tuple[Labelled, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def labelled_inputs(url: str, data: str, config: BnasConfig) -> tuple[Labelled, torch.Tensor]:
-    """Labelled rows and their grids as the network takes them, made once a process."""
+def labelled_inputs(url: str, data: str, config: BnasConfig) -> tuple[Labelled, BnasInputs]:
+    """Labelled rows and what the network takes of them, made once a process."""
     labelled, grids = labelled_grids(url, data)
-    return labelled, prepare(torch.from_numpy(grids), config)
+    fractions = composition_fractions(labelled.formulas) if config.composition else None
+    return labelled, BnasInputs(prepare(torch.from_numpy(grids), config), fractions)

@@ -1,5 +1,6 @@
 """The trained BNAS of a workspace, ready to be asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from models.bnas import Bnas, BnasConfig, prepare
+from models.augmentation import IMAGES
+from models.bnas import Bnas, BnasConfig, BnasInputs, prepare
 from models.bnas_training import kelvin, log_labels, predict_images
 from models.calibration import conformal_quantile
-from models.exceptions import CheckpointError
+from models.composition_branch import composition_fractions
+from models.exceptions import CheckpointError, ModelInputError
 from models.map_checks import SEEDS, random_attention
 from models.rollout import class_attention, to_mesh
 from models.training import one_thread
@@ -31,11 +34,12 @@ class BnasPrediction:
     Attributes
     ----------
     tc_kelvin
-        Of the mean of ln(Tc + 1) over the networks and the 24 images.
+        Of the mean of ln(Tc + 1) over the networks and the images.
     tc_low_kelvin, tc_high_kelvin
         Interval whose coverage was calibrated on held-out groups.
     tc_image_spread_kelvin
-        Standard deviation over the 24 images, each the mean of the networks: 0 for a model that knows the symmetry.
+        Standard deviation over the images, each the mean of the networks: 0 for a model that knows the symmetry, and
+        where only one image was asked about.
     """
 
     tc_kelvin: np.ndarray
@@ -54,18 +58,33 @@ class BnasEnsemble:
     half_width: float
     coverage: float
 
-    def predict(self, grids: np.ndarray, device: str = "auto") -> BnasPrediction:
-        """Ask all networks about all images of grids (n, 18, 32, 32, 32), eV relative to E_F."""
-        chunks = [grids[start : start + PREPARED_AT_ONCE] for start in range(0, len(grids), PREPARED_AT_ONCE)]
+    def predict(
+        self,
+        grids: np.ndarray,
+        device: str = "auto",
+        images: int = IMAGES,
+        formulas: Sequence[str] | None = None,
+    ) -> BnasPrediction:
+        """Ask all networks about grids (n, 18, 32, 32, 32), eV relative to E_F: all 24 images, or the first ones.
+
+        ``formulas``, one a grid, are needed by networks that see the composition; others do not look at them.
+        """
+        if self.config.composition and formulas is None:
+            raise ModelInputError(f"BNAS {self.version} sees compositions as well: give the formula of each grid")
+        fractions = composition_fractions(formulas) if self.config.composition and formulas is not None else None
+        parts = []
         with one_thread():
-            parts = [predict_images(self.networks, self._prepare(chunk), device).mean(axis=0) for chunk in chunks]
-        images = np.concatenate(parts, axis=1) if parts else np.empty((1, 0))
-        label = images.mean(axis=0)
+            for start in range(0, len(grids), PREPARED_AT_ONCE):
+                rows = slice(start, start + PREPARED_AT_ONCE)
+                chunk = BnasInputs(self._prepare(grids[rows]), None if fractions is None else fractions[rows])
+                parts.append(predict_images(self.networks, chunk, device, images).mean(axis=0))
+        answers = np.concatenate(parts, axis=1) if parts else np.empty((1, 0))
+        label = answers.mean(axis=0)
         return BnasPrediction(
             tc_kelvin=kelvin(label),
             tc_low_kelvin=kelvin(label - self.half_width),
             tc_high_kelvin=kelvin(label + self.half_width),
-            tc_image_spread_kelvin=kelvin(images).std(axis=0),
+            tc_image_spread_kelvin=kelvin(answers).std(axis=0),
         )
 
     def rollout(self, grid: np.ndarray, method: Literal["nearest", "periodic"] = "nearest") -> np.ndarray:

@@ -19,5 +19,9 @@ class MissingStageError(MeissnerError, FileNotFoundError):
     """A stage needs what an earlier stage has not yet made."""
 
 
+class RefusedError(MeissnerError, RuntimeError):
+    """A stage refused more of its input than is allowed; what it made of the rest is there."""
+
+
 class EngineError(MeissnerError, RuntimeError):
     """A band engine is not installed, or failed for one material."""

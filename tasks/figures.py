@@ -274,14 +274,53 @@ def bar_figure(shares: Mapping[str, float], label: str) -> Figure:
         return figure
 
 
-def calibration_figure(points: Sequence[tuple[float, float]], expected: str, observed: str) -> Figure:
-    """Observed against expected shares (0 to 1), with the line on which they agree."""
+def candidate_figure(groups: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Both networks' answers, a point a material: (Tc in kelvin, probability) by the name of the group."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for (name, points), colour in zip(groups.items(), (VERMILION, SKY, FAINT), strict=False):
+            if points:
+                temperatures, probabilities = np.transpose(points)
+                axis.scatter(temperatures, probabilities, s=12, color=colour, label=f"{name}: {len(points)}")
+        axis.set_xscale("function", functions=(np.log1p, np.expm1))
+        ticks = [tick for tick in TC_TICKS if tick <= max([x for points in groups.values() for x, _ in points] or [1])]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set(ylim=(-0.02, 1.02), xlabel="BNAS: Tc / K", ylabel="S2SNet: probability")
+        axis.minorticks_off()
+        axis.legend(fontsize=8.5)
+        return figure
+
+
+def calibration_figure(
+    points: Sequence[tuple[float, float]],
+    expected: str,
+    observed: str,
+    before: Sequence[tuple[float, float]] = (),
+    intervals: Sequence[tuple[float, float]] = (),
+) -> Figure:
+    """Observed against expected shares (0 to 1), with the line on which they agree.
+
+    Parameters
+    ----------
+    before
+        The same before calibration, drawn behind; none: not drawn.
+    intervals
+        Low and high end of the observed share of each of ``points``; none: not drawn.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.4), layout="constrained")
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
-        axis.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=4, linewidth=1.2)
+        line: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.2}
+        if before:
+            axis.plot(*zip(*before, strict=True), color=ORANGE, linestyle=(0, (3, 2)), label="before", **line)
+        for (place, _), (low, high) in zip(points, intervals, strict=bool(intervals)):
+            axis.plot([place, place], [low, high], color=BLUE, linewidth=0.9, alpha=0.6)
+        axis.plot(*zip(*points, strict=True), color=BLUE, label="after", **line)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=expected, ylabel=observed)
+        if before:
+            axis.legend(title="calibration", fontsize=8.5, title_fontsize=8.5, loc="lower right")
         return figure
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.model_store import latest_version, model_folder
+from tasks.model_store import chosen_version, model_folder
 from tasks.workspace import Workspace
 
 HONEST_SPLITS = ("chemical-system", "random")  # the first one that was run is used
@@ -46,13 +46,13 @@ class HeldOut:
 def read_predictions(workspace: Workspace, network: str, version: str | None = None) -> pa.Table:
     """All out-of-fold predictions that were stored with a network: its own and its baselines' (PREDICTIONS)."""
     return workspace.read_table(
-        f"{model_folder(network, version or latest_version(workspace, network))}/predictions.parquet"
+        f"{model_folder(network, version or chosen_version(workspace, network))}/predictions.parquet"
     )
 
 
 def read_held_out(workspace: Workspace, network: str, version: str | None = None) -> HeldOut:
     """Out-of-fold predictions of ``bnas`` or ``s2snet`` from the most honest split that was run."""
-    version = version or latest_version(workspace, network)
+    version = version or chosen_version(workspace, network)
     folds = workspace.read_table(f"{model_folder(network, version)}/folds.parquet", ["material_id"])
     table = read_predictions(workspace, network, version)
     table = table.filter(pc.equal(table["model"], network))

@@ -3,11 +3,14 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pymatgen.core import Composition, Element, Structure
 
-from models.applicability import nearest_compositions
+from models.applicability import cumulate_fractions, nearest_rows
 from tasks.matching import composition_difference, match_class
 from tasks.settings import MatchingSettings
 
@@ -84,4 +87,8 @@ class KnownSuperconductors:
         """Rows of the ``count`` chemically nearest measured compositions for each wanted one, nearest first."""
         if not wanted:
             return []
-        return [[int(row) for row in rows] for rows in nearest_compositions(wanted, self._amounts, count)]
+        return [[int(row) for row in rows] for rows in nearest_rows(wanted, self._fractions, count)]
+
+    @cached_property
+    def _fractions(self) -> NDArray[np.float64]:
+        return cumulate_fractions(self._amounts)

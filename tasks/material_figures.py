@@ -185,12 +185,10 @@ def crystal_figure(structure: Structure, weights: NDArray | None) -> go.Figure:
         (n_sites,) in [-1, 1], how much each atom raises or lowers S2SNet's answer, shown as colour; None: unknown.
     """
     figure = go.Figure()
-    corners = np.array(list(itertools.product((0, 1), repeat=3)))
-    edges = [(a, b) for a, b in itertools.combinations(range(8), 2) if np.abs(corners[a] - corners[b]).sum() == 1]
-    _add_lines(figure, _segments(corners @ structure.lattice.matrix, edges), QUIET, 2)
-    sites, fractional = _shown_atoms(structure)
+    _add_lines(figure, cell_edges(structure), QUIET, 2)
+    sites, fractional = shown_atoms(structure)
     positions = fractional @ structure.lattice.matrix
-    _add_lines(figure, _segments(positions, _bonds(structure, sites, positions)), "#8a949f", 5)
+    _add_lines(figure, _segments(positions, bonds(structure, sites, positions)), "#8a949f", 5)
     symbols = [structure[site].specie.symbol for site in sites]
     named = [
         symbol if site not in sites[:place] else ""
@@ -286,7 +284,14 @@ def _smallest_integer(count: int) -> type:
     return np.uint16 if count < 2**16 else np.uint32
 
 
-def _shown_atoms(structure: Structure) -> tuple[list[int], NDArray[np.float64]]:
+def cell_edges(structure: Structure) -> NDArray[np.float64]:
+    """The twelve edges of the unit cell as line segments, angstrom, broken by NaN."""
+    corners = np.array(list(itertools.product((0, 1), repeat=3)))
+    edges = [(a, b) for a, b in itertools.combinations(range(8), 2) if np.abs(corners[a] - corners[b]).sum() == 1]
+    return _segments(corners @ structure.lattice.matrix, edges)
+
+
+def shown_atoms(structure: Structure) -> tuple[list[int], NDArray[np.float64]]:
     """Site index and fractional coordinates of each atom in the cell, borders included."""
     sites, coordinates = [], []
     for index, site in enumerate(structure):
@@ -298,7 +303,7 @@ def _shown_atoms(structure: Structure) -> tuple[list[int], NDArray[np.float64]]:
     return sites, np.array(coordinates)
 
 
-def _bonds(structure: Structure, sites: Sequence[int], positions: NDArray) -> list[tuple[int, int]]:
+def bonds(structure: Structure, sites: Sequence[int], positions: NDArray) -> list[tuple[int, int]]:
     """Pairs of shown atoms that stand as near as a bond."""
     radii = np.array([CovalentRadius.radius.get(structure[site].specie.symbol, 1.5) for site in sites])
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)

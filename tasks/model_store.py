@@ -1,4 +1,4 @@
-"""Trained networks in the workspace: ``models/<name>/<version>/`` and a pointer to the latest version.
+"""Trained networks in the workspace: ``models/<name>/<version>/``, a pointer to the latest, and one to the promoted.
 
 | file | what |
 |---|---|
@@ -8,12 +8,16 @@
 | ``predictions.parquet`` | out-of-fold predictions of all models (PREDICTIONS) |
 | ``folds.parquet`` | who stood on which side (FOLDS) |
 | ``../latest.json`` | written last: a version that it names is whole |
+| ``../promoted.json`` | the version that screening and prediction use, and those that were promoted before it |
+
+Without a promotion the latest version is used, so a fresh workspace needs none.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +28,7 @@ from safetensors.torch import load, save
 from models.exceptions import CheckpointError
 from tasks.exceptions import InputError, MissingStageError
 from tasks.schemas import FOLDS, PREDICTIONS
-from tasks.stages import hash_text
+from tasks.stages import hash_text, software_versions
 from tasks.workspace import Workspace
 
 State = dict[str, torch.Tensor]
@@ -73,7 +77,7 @@ def save_model(
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         files.append(f"{folder}/weights-{number}.safetensors")
         workspace.write_bytes(files[-1], save(tensors))
-    document = {**config, "name": name, "version": version, "members": len(members)}
+    document = {**config, "name": name, "version": version, "members": len(members), "versions": software_versions()}
     workspace.write_table(f"{folder}/predictions.parquet", predictions.cast(PREDICTIONS))
     workspace.write_table(f"{folder}/folds.parquet", folds.cast(FOLDS))
     workspace.write_json(f"{folder}/config.json", document)
@@ -93,8 +97,63 @@ def latest_version(workspace: Workspace, name: str) -> str:
         ) from error
 
 
+def stored_versions(workspace: Workspace, name: str) -> list[str]:
+    """All whole versions, sorted by name."""
+    files = workspace.list(f"models/{name}/*/metrics.json")
+    return [file.split("/")[-2] for file in files if workspace.exists(file.replace("metrics", "config"))]
+
+
+def promoted_version(workspace: Workspace, name: str) -> str | None:
+    """The version that was promoted; None where none was."""
+    promoted = _promotions(workspace, name)
+    return str(promoted[-1]["version"]) if promoted else None
+
+
+def chosen_version(workspace: Workspace, name: str) -> str:
+    """The version that screening and prediction use: the promoted one, else the latest; MissingStageError without."""
+    return promoted_version(workspace, name) or latest_version(workspace, name)
+
+
+def promote(workspace: Workspace, name: str, version: str) -> None:
+    """Let screening and prediction use a version from now on; InputError where it is not there whole."""
+    versions = stored_versions(workspace, name)
+    if version not in versions:
+        raise InputError(
+            f"No version {version!r} of {name} in {workspace.url}; there are: {', '.join(versions) or '-'}"
+        )
+    load_model(workspace, name, version)
+    if promoted_version(workspace, name) != version:
+        entry = {"version": version, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        _write_promotions(workspace, name, [*_promotions(workspace, name), entry])
+
+
+def rollback(workspace: Workspace, name: str) -> str:
+    """Take the last promotion back and give the version that counts again; InputError where none came before it."""
+    promoted = _promotions(workspace, name)
+    if len(promoted) < 2:
+        found = f"only {promoted[0]['version']} was ever promoted" if promoted else "none was ever promoted"
+        raise InputError(f"There is no earlier promotion of {name} to go back to: {found}")
+    before = promoted[:-1]
+    load_model(workspace, name, str(before[-1]["version"]))
+    _write_promotions(workspace, name, before)
+    return str(before[-1]["version"])
+
+
+def _promotions(workspace: Workspace, name: str) -> list[dict[str, Any]]:
+    """Promotions, the one that counts last."""
+    try:
+        return list(workspace.read_json(f"models/{name}/promoted.json")["promotions"])
+    except MissingStageError:
+        return []
+
+
+def _write_promotions(workspace: Workspace, name: str, promotions: Sequence[Mapping[str, Any]]) -> None:
+    document = {"name": name, "version": promotions[-1]["version"], "promotions": promotions}
+    workspace.write_json(f"models/{name}/promoted.json", document)
+
+
 def load_model(workspace: Workspace, name: str, version: str | None = None) -> StoredModel:
-    """A trained ensemble, the latest if no version is named.
+    """A trained ensemble; if no version is named, the promoted one, else the latest.
 
     Raises
     ------
@@ -103,7 +162,7 @@ def load_model(workspace: Workspace, name: str, version: str | None = None) -> S
     CheckpointError
         If a weights file is damaged.
     """
-    version = version or latest_version(workspace, name)
+    version = version or chosen_version(workspace, name)
     folder = model_folder(name, version)
     config = workspace.read_json(f"{folder}/config.json")
     members = []

@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tasks.exceptions import InputError
 from tasks.kpoints import Floats, IntegerKpoints, Integers, deduce_grid, point_group
-from tasks.object_storage import PUBLIC_BUCKET, brief, open_dataset, open_folder, unreadable
+from tasks.object_storage import PUBLIC_BUCKET, brief, delta_options, open_dataset, open_folder, unreadable
 from tasks.stages import Rejection
 from tasks.uniform_bands import SYMPRECS, UniformBands, select_bands
 
@@ -33,6 +34,8 @@ SPINS = ("spin_up_bands", "spin_down_bands")
 NEEDED = ("identifier", "structure", "qpoints", "efermi", "spin_up_bands")
 COLUMNS = (*NEEDED, "spin_down_bands", "reciprocal_lattice")
 FILTERED = ("path_convention", "band_gap")
+CHANGED = "last_updated"  # when a row changed, in tables that say
+FACTS = {"energy_above_hull": "energy_above_hull_ev", "theoretical": "theoretical"}  # of a material, likewise
 
 KEPT_BANDS = 60  # of each spin, those nearest to E_F; a sample has 18
 SAMPLE_BANDS = 18  # bands that must agree at equivalent k points
@@ -152,6 +155,24 @@ def row_groups(dataset: Any, predicate: Any) -> Iterator[Any]:
     """
     for file in dataset.get_fragments(filter=predicate):
         yield from file.split_by_row_group(filter=predicate, schema=dataset.schema)
+
+
+def changed_files(url: str, since: date) -> set[str]:
+    """Names of the files that a Delta table wrote on a day or later; InputError where there is no log of it."""
+    import pyarrow as pa
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table = DeltaTable(url, storage_options=delta_options(url, None))
+        log = pa.table(table.get_add_actions(flatten=True))
+    except (DeltaError, ValueError) as error:
+        raise InputError(f"{url} does not tell when its rows changed: {brief(error)}") from error
+    except OSError as error:
+        raise unreadable(url, error) from error
+    first = 1000 * datetime.combine(since, datetime.min.time(), UTC).timestamp()  # the log counts milliseconds
+    times = zip(log["path"].to_pylist(), log["modification_time"].to_pylist(), strict=True)
+    return {str(path).rpartition("/")[2] for path, time in times if time >= first}
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def open_dataset(url: str, options: Mapping[str, str] | None = None) -> Any:
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     try:
-        return DeltaTable(url, storage_options=_delta_options(url, options)).to_pyarrow_dataset()
+        return DeltaTable(url, storage_options=delta_options(url, options)).to_pyarrow_dataset()
     except TableNotFoundError:
         return _open_parquet(url, options)
     except OSError as error:
@@ -52,7 +52,7 @@ def open_folder(url: str, options: Mapping[str, str] | None = None) -> tuple[Any
     import fsspec
 
     try:
-        files, root = fsspec.url_to_fs(url, **_s3fs_options(url, _delta_options(url, options)))
+        files, root = fsspec.url_to_fs(url, **_s3fs_options(url, delta_options(url, options)))
     except (ValueError, ImportError) as error:
         raise InputError(f"The storage of {url} is not known: {brief(error)}") from error
     return files, root.rstrip("/")
@@ -92,7 +92,7 @@ def _is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def _delta_options(url: str, given: Mapping[str, str] | None) -> dict[str, str]:
+def delta_options(url: str, given: Mapping[str, str] | None) -> dict[str, str]:
     """All options of an object store, with time limits; plain http only where an address asks for it."""
     if not _is_remote(url):
         return {}

@@ -7,8 +7,8 @@ tight-binding model (``_hr.dat``) has no atoms, so only BNAS does.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,20 +83,21 @@ class Prediction(BaseModel):
 
 @dataclass
 class Predictor:
-    """The latest trained networks of a workspace and what is needed to judge their answers, loaded when asked for."""
+    """The trained networks in use in a workspace and what is needed to judge their answers, loaded when asked for."""
 
     workspace: Workspace
     coverage: float = COVERAGE
+    versions: Mapping[str, str] = field(default_factory=dict)  # of ``bnas`` and ``s2snet``, in place of those in use
 
     @cached_property
     def bnas(self) -> BnasEnsemble:
-        """The latest BNAS; MissingStageError where none is trained."""
-        return load_bnas(self.workspace, coverage=self.coverage)
+        """The BNAS in use; MissingStageError where none is trained."""
+        return load_bnas(self.workspace, self.versions.get("bnas"), self.coverage)
 
     @cached_property
     def s2snet(self) -> S2SEnsemble:
-        """The latest S2SNet; MissingStageError where none is trained."""
-        return load_s2snet(self.workspace)
+        """The S2SNet in use; MissingStageError where none is trained."""
+        return load_s2snet(self.workspace, self.versions.get("s2snet"))
 
     @cached_property
     def known(self) -> KnownSuperconductors:
@@ -117,7 +118,7 @@ def predict(
     settings: ScreeningSettings | None = None,
     efermi: float | None = None,
 ) -> list[Prediction]:
-    """Ask the latest trained networks about crystals and bands.
+    """Ask the trained networks in use, promoted or else latest, about crystals and bands.
 
     Parameters
     ----------
@@ -242,7 +243,7 @@ def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
 
 def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:
     grid = make_grid(bands, GridSettings()).energies
-    return _ask_about_grid(grid, predictor) | {"band_gap_ev": _band_gap(bands.pooled)}
+    return _ask_about_grid(grid, predictor, ["".join(bands.species)]) | {"band_gap_ev": _band_gap(bands.pooled)}
 
 
 def _ask_model(model: TightBinding, predictor: Predictor) -> dict[str, Any]:
@@ -253,8 +254,10 @@ def _ask_model(model: TightBinding, predictor: Predictor) -> dict[str, Any]:
     return _ask_about_grid(grid_of(energies, settings).energies, predictor) | gap
 
 
-def _ask_about_grid(grid: NDArray[np.float32], predictor: Predictor) -> dict[str, Any]:
-    prediction = predictor.bnas.predict(grid[None])
+def _ask_about_grid(
+    grid: NDArray[np.float32], predictor: Predictor, formulas: list[str] | None = None
+) -> dict[str, Any]:
+    prediction = predictor.bnas.predict(grid[None], formulas=formulas)
     names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
     return {name: float(getattr(prediction, name)[0]) for name in names} | {"bnas_version": predictor.bnas.version}
 

@@ -28,7 +28,7 @@ from tasks.bnas_ensemble import load_bnas
 from tasks.densities import MeanDensities, densities_table
 from tasks.figures import figure_bytes
 from tasks.progress import Advance, leave_summary, silent, stage_progress
-from tasks.report_data import Provenance, label_noise, read_refusals, read_scores, read_stages
+from tasks.report_data import Provenance, label_noise, read_refusals, read_scores, read_stages, trained_labels
 from tasks.report_panels import PanelInputs, make_panel
 from tasks.report_papers import papers_section
 from tasks.report_sections import (
@@ -174,7 +174,7 @@ def _general_context(
     networks = [scores for name in ("bnas", "s2snet") if (scores := read_scores(workspace, name))]
     screened = next((stage.settings for stage in stages if stage.stage == "screen"), {})
     summary = summarise(candidates)
-    labels = [tc for tc in index["tc_kelvin"].to_pylist() if tc is not None]
+    labels = [tc for tc in index["tc_kelvin"].to_pylist() if tc is not None] or trained_labels(networks)
     return {
         "versions": _versions(),
         "summary": summary,

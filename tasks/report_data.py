@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tasks.exceptions import MissingStageError
 from tasks.figures import Interval
 from tasks.held_out import read_predictions
-from tasks.model_store import latest_version, model_folder
+from tasks.model_store import chosen_version, model_folder
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
@@ -37,6 +37,11 @@ SPLIT_TITLES = {
 }
 NETWORKS = ("bnas", "s2snet")
 NOT_TRAINED = "in no training: asked of the ensemble"
+CALIBRATIONS = {
+    "temperature": "Temperature scaling",
+    "platt": "Platt's scaling",
+    "isotonic": "Isotonic regression",
+}
 EXAMPLES = 6  # refusals shown for each reason's stage
 
 
@@ -99,7 +104,8 @@ class NetworkScores:
             return f"Intervals held, in per cent of {where}: {held} meant."
         if found.get("brier_uncalibrated") is not None:
             before, after = found["brier_uncalibrated"], found["brier"]
-            return f"Calibration took the Brier score from {before:.3f} to {after:.3f} ({where})."
+            method = CALIBRATIONS.get(found.get("method", ""), "Calibration")
+            return f"{method} took the Brier score from {before:.3f} to {after:.3f} ({where})."
         return ""
 
     def models(self, split: str) -> list[str]:
@@ -145,10 +151,10 @@ class NetworkScores:
         return f"{title}: {result} ({metric.title}: {self.title} {ours}, baseline {theirs}).{doubt}"
 
 
-def read_scores(workspace: Workspace, network: str) -> NetworkScores | None:
-    """Scores of the latest version of ``bnas`` or ``s2snet``; None where it was not trained."""
+def read_scores(workspace: Workspace, network: str, version: str | None = None) -> NetworkScores | None:
+    """Scores of a version of ``bnas`` or ``s2snet``, else of the one in use; None where it was not trained."""
     try:
-        version = latest_version(workspace, network)
+        version = version or chosen_version(workspace, network)
         metrics = workspace.read_json(f"{model_folder(network, version)}/metrics.json")
     except MissingStageError:
         return None
@@ -214,6 +220,13 @@ def label_noise(superconductors: pa.Table, tc_kelvin: Sequence[float]) -> dict[s
         "r2_kelvin": max(0.0, 1 - rms_kelvin**2 / float(labels.var())),
         "r2_log": max(0.0, 1 - rms_log**2 / float(np.log1p(labels).var())),
     }
+
+
+def trained_labels(networks: Sequence[NetworkScores]) -> list[float]:
+    """Measured Tc of the materials that BNAS was trained on, kelvin, where the workspace holds no grids of them."""
+    tables = [network.predictions for network in networks if network.network == "bnas"]
+    labels = {row["material_id"]: row["tc_kelvin"] for table in tables for row in table.to_pylist()}
+    return [tc for _, tc in sorted(labels.items()) if tc is not None]
 
 
 def element_shares(formulas: Sequence[Mapping[str, float]]) -> dict[str, float]:

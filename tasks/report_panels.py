@@ -33,7 +33,7 @@ CAPTIONS = {
     ),
     "crystal": (
         "Unit cell. Colour: how much each atom raises (red) or lowers (blue) the probability that S2SNet gives, from "
-        "-1 to 1. Lines join atoms within bonding range."
+        "-1 to 1. Lines join atoms within bonding range. `meissner explain s2snet ID` says what the picture is worth."
     ),
     "planes": (
         "Planes through the zone centre in fractional coordinates along the reciprocal axes. Above: the band nearest "
@@ -96,7 +96,7 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
         "cif": str(CifWriter(structure, symprec=0.01)),
         "cif_url": _data_url("chemical/x-cif", str(CifWriter(structure, symprec=0.01))),
         "file_name": name,
-        "words": describe_trust(row, inputs.provenance.hull_distance(row["material_id"])),
+        "words": describe_trust(row, _hull_distance(row, inputs.provenance)),
     }
 
 
@@ -123,17 +123,23 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
             row["known"], f"Its composition is known ({row['known']} match with {row['known_formula']})."
         ),
     ]
-    if row.get("energy_above_hull_ev") is not None:
-        hull_ev = row["energy_above_hull_ev"]
     if hull_ev is not None:
         sentences.append(f"It lies {1000 * hull_ev:.0f} meV per atom above the convex hull.")
-    if row.get("theoretical"):
-        sentences.append("Its source knows it from computation only: nobody is known to have made it.")
+    if row.get("theoretical") is not None:
+        sentences.append(
+            "As far as its source knows, it was never made." if row["theoretical"] else "Its source says it was made."
+        )
     if row["band_gap_ev"] > 0:
         sentences.append(f"It has a band gap of {row['band_gap_ev']:.2g} eV: undoped it would not superconduct.")
     if row["hazards"]:
         sentences.append(f"Handle with care: {', '.join(row['hazards'])}.")
     return " ".join(sentences)
+
+
+def _hull_distance(row: Mapping[str, Any], provenance: Provenance) -> float | None:
+    """Energy above the hull, eV per atom, as the screening or the crystals of the workspace tell."""
+    told = row.get("energy_above_hull_ev")
+    return provenance.hull_distance(row["material_id"]) if told is None else float(told)
 
 
 def attention_rows(checks: AttentionChecks) -> list[tuple[str, str]]:
@@ -202,7 +208,7 @@ def _figure(name: str, title: str, size: str, caption: str, make: Callable[[], g
 
 
 def _densities(row: Mapping[str, Any]) -> dict[str, NDArray] | None:
-    if not row["dos_energies"]:
+    if not row.get("dos_energies"):
         return None
     names = {"energies": "dos_energies", "s": "dos_s", "p": "dos_p", "d": "dos_d"}
     return {key: np.asarray(row[column], dtype=float) for key, column in names.items()}

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from tasks.densities import ENERGIES, HIGH_KELVIN, MeanDensities, densities_by_tc
-from tasks.element_figures import element_bar_figure
+from tasks.element_bars import element_bar_figure
 from tasks.figures import (
     dos_figure,
     element_figure,

@@ -1,10 +1,6 @@
 """What S2SNet learns from: ordered crystals, those with a measurement labelled, and the plan of a training."""
 
-import gzip
-import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +8,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 from pymatgen.core import Composition, Structure
 
-from models.crystals import CrystalArrays, CrystalGraph, check_arrays, crystal_arrays, graph
+from models.crystals import CrystalArrays, CrystalGraph, crystal_arrays, graph, orbit_graph
 from models.exceptions import ModelInputError
-from models.s2snet import CONFIGS, NamedConfig
+from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
 from models.splits import Fold
 from models.training import resolve_device
 from tasks.bnas_data import Part
@@ -22,13 +18,17 @@ from tasks.exceptions import InputError
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, model_version
-from tasks.settings import TrainingSettings
+from tasks.s2s_files import CrystalDataset, dataset_from_s2s
+from tasks.s2snet_pretraining import choose_pretrained
+from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import Rejection, hash_text
 from tasks.workspace import Workspace
 
+__all__ = ["CrystalDataset", "dataset_from_s2s"]
+
 NAME = "s2snet"
 ORDERED = "crystals/ordered.parquet"
-CODE_VERSION = 1  # raised by hand when the same data and settings would give other networks or scores
+CODE_VERSION = 2  # raised by hand when the same data and settings would give other networks or scores
 COLUMNS = (
     "material_id",
     "parent_id",
@@ -52,6 +52,7 @@ class TrainingPlan(BaseModel):
     folds: tuple[Part, ...]
     baselines: tuple[Part, ...]
     members: tuple[Part, ...]
+    pretrained: str | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -93,26 +94,37 @@ class Crystals:
         return (self.measured.tc_kelvin > 0).astype(np.int64)
 
     @property
+    def log_tc(self) -> np.ndarray:
+        """(labelled,) ln(Tc/K + 1)."""
+        return np.log1p(np.maximum(self.measured.tc_kelvin, 0.0))
+
+    @property
     def structures(self) -> list[Structure]:
         """Structures of the rows with a measurement."""
         return [Structure.from_str(text, fmt="json") for text in self.measured.column("structure")]
 
 
-def read_crystals(workspace: Workspace, cutoff: float) -> Crystals:
-    """Read the ordered crystals and find their neighbours up to ``cutoff`` angstrom."""
+def read_crystals(workspace: Workspace, config: S2SNetConfig) -> Crystals:
+    """Read the ordered crystals and find the neighbours that the network sees."""
     table = workspace.read_table(ORDERED, COLUMNS).sort_by("material_id")
     graphs, kept, rejected = [], [], []
     for number, (name, text) in enumerate(
         zip(*(table[c].to_pylist() for c in ("material_id", "structure")), strict=True)
     ):
         try:
-            graphs.append(graph(crystal_arrays(Structure.from_str(text, fmt="json")), cutoff))
+            graphs.append(seen_by(config, crystal_arrays(Structure.from_str(text, fmt="json"))))
             kept.append(number)
         except ModelInputError as error:
             rejected.append(Rejection(name, str(error)))
     table = table.take(pa.array(kept, pa.int64()))
     systems = [Composition(formula).chemical_system for formula in table["formula"].to_pylist()]
     return Crystals(Labelled(table.append_column("chemical_system", pa.array(systems, pa.string()))), graphs, rejected)
+
+
+def seen_by(config: S2SNetConfig, crystal: CrystalArrays) -> CrystalGraph:
+    """A crystal as the network takes it in training: with one atom an orbit where that says the same."""
+    whole = graph(crystal, config.radius)
+    return orbit_graph(whole) if config.by_orbits else whole
 
 
 def pretraining_rows(crystals: Crystals, split: str, test: np.ndarray) -> np.ndarray:
@@ -126,24 +138,29 @@ def pretraining_rows(crystals: Crystals, split: str, test: np.ndarray) -> np.nda
     return np.array([row for row, key in enumerate(keys) if key not in held_out], dtype=np.int64)
 
 
-def choose_network(settings: TrainingSettings) -> NamedConfig:
-    """The named network and recipes; the settings' epochs go to both. InputError for an unknown name."""
+def choose_network(settings: S2SNetTrainingSettings) -> NamedConfig:
+    """The named network and recipes with what the settings change; the epochs go to both. InputError: unknown name."""
     if settings.config not in CONFIGS:
         raise InputError(f"S2SNet has no configuration {settings.config!r}; choose one of {', '.join(sorted(CONFIGS))}")
     named = CONFIGS[settings.config]
     changes = {"epochs": settings.epochs} if settings.epochs else {}
+    rate = {"learning_rate": settings.learning_rate} if settings.learning_rate else {}
     return named._replace(
-        pretraining=named.pretraining.model_copy(update=changes), finetuning=named.finetuning.model_copy(update=changes)
+        pretraining=named.pretraining and named.pretraining.model_copy(update=changes),
+        finetuning=named.finetuning.model_copy(update=changes | rate),
+        freeze=named.freeze if settings.freeze is None else settings.freeze,
+        trees=named.trees if settings.trees is None else settings.trees,
     )
 
 
 def describe_network(named: NamedConfig) -> dict[str, Any]:
     """Network and recipes as a document."""
     models = {"network": named.network, "pretraining": named.pretraining, "finetuning": named.finetuning}
-    return {name: model.model_dump() for name, model in models.items()} | {"freeze": named.freeze}
+    recipes = {name: model and model.model_dump() for name, model in models.items()}
+    return recipes | {"freeze": named.freeze, "trees": named.trees, "masking": named.masking}
 
 
-def check_classes(crystals: Crystals, settings: TrainingSettings, where: str) -> None:
+def check_classes(crystals: Crystals, settings: S2SNetTrainingSettings, where: str) -> None:
     """InputError where a class has fewer crystals than there are folds."""
     positive = int(crystals.labels.sum())
     negative = len(crystals.labels) - positive
@@ -155,7 +172,7 @@ def check_classes(crystals: Crystals, settings: TrainingSettings, where: str) ->
         )
 
 
-def make_plan(workspace: Workspace, crystals: Crystals, settings: TrainingSettings) -> TrainingPlan:
+def make_plan(workspace: Workspace, crystals: Crystals, settings: S2SNetTrainingSettings) -> TrainingPlan:
     """Check the data at the door, make and audit the folds, and name the parts."""
     resolve_device(settings.device)
     named = choose_network(settings)
@@ -163,7 +180,9 @@ def make_plan(workspace: Workspace, crystals: Crystals, settings: TrainingSettin
     folds = cross_validations(crystals.measured, settings)
     audit(crystals.measured, folds)
     data = data_hash(crystals)
+    pretrained = choose_pretrained(workspace, settings.pretrained, named.network)
     asked = {"splits": settings.splits, "folds": settings.folds, "ensemble": settings.ensemble}
+    asked |= {"pretrained": pretrained, "positive_share": settings.positive_share}
     version = model_version(
         data=data, config=describe_network(named) | asked, seed=settings.seed, code_version=CODE_VERSION
     )
@@ -181,6 +200,7 @@ def make_plan(workspace: Workspace, crystals: Crystals, settings: TrainingSettin
         members=tuple(
             Part(kind="member", number=n, file=f"{folder}/member-{n}.safetensors") for n in range(settings.ensemble)
         ),
+        pretrained=pretrained,
     )
 
 
@@ -190,91 +210,12 @@ def data_hash(crystals: Crystals) -> str:
     return hash_text(*(str(row) for row in content.to_pylist()))
 
 
-def fold_rows(crystals: Crystals, settings: TrainingSettings, part: Part) -> Fold:
+def crystals_hash(crystals: Crystals) -> str:
+    """Hash of the crystals alone, which is what a pre-training depends on."""
+    return hash_text(*(str(row) for row in crystals.rows.table.select(["material_id", "structure_hash"]).to_pylist()))
+
+
+def fold_rows(crystals: Crystals, settings: S2SNetTrainingSettings, part: Part) -> Fold:
     """The fold of a part, as row numbers into the measured crystals."""
     only = settings.model_copy(update={"splits": (part.split,)})
     return cross_validations(crystals.measured, only)[part.split][part.number]
-
-
-@dataclass(frozen=True, eq=False)
-class CrystalDataset:
-    """Crystals that come with a class instead of a temperature.
-
-    Attributes
-    ----------
-    names, formulas, chemical_systems
-        One a crystal.
-    labels
-        (crystals,) int64, 1 for a superconductor.
-    """
-
-    names: list[str]
-    formulas: list[str]
-    chemical_systems: list[str]
-    labels: np.ndarray
-    crystals: list[CrystalArrays]
-    rejected: list[Rejection]
-
-
-def dataset_from_s2s(path: str | Path) -> CrystalDataset:
-    """Read the S2S dataset (Liu et al.) from JSON lines, plain or gzipped; nothing is unpickled.
-
-    A line holds ``superconductor`` (0 or 1), ``lattice`` (3 x 3, angstrom), ``atomic_numbers`` and ``frac_coords``. A
-    line that cannot be used is refused, and the rest is read.
-
-    Raises
-    ------
-    InputError
-        If the file is not there, cannot be read, or has no usable line.
-    """
-    path = Path(path)
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            return _read_lines(file, path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _read_lines(lines: Iterable[str], path: Path) -> CrystalDataset:
-    names, labels, crystals, rejected = [], [], [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            label, crystal = _read_line(line)
-        except (ModelInputError, KeyError, TypeError, ValueError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-            rejected.append(Rejection(f"{path.name} line {number}", reason))
-            continue
-        names.append(f"s2s-{number}")
-        labels.append(label)
-        crystals.append(crystal)
-    if not crystals:
-        raise InputError(f"{path} holds no crystal that can be used, of {len(rejected)} lines")
-    compositions = [_composition(crystal) for crystal in crystals]
-    return CrystalDataset(
-        names=names,
-        formulas=[composition.reduced_formula for composition in compositions],
-        chemical_systems=[composition.chemical_system for composition in compositions],
-        labels=np.array(labels, dtype=np.int64),
-        crystals=crystals,
-        rejected=rejected,
-    )
-
-
-def _read_line(line: str) -> tuple[int, CrystalArrays]:
-    row = json.loads(line)
-    if row["superconductor"] not in {0, 1}:
-        raise ModelInputError(f"superconductor is {row['superconductor']!r}; it must be 0 or 1")
-    arrays = CrystalArrays(
-        lattice=np.array(row["lattice"], dtype=np.float64),
-        atomic_numbers=np.array(row["atomic_numbers"], dtype=np.int64),
-        frac_coords=np.array(row["frac_coords"], dtype=np.float64),
-    )
-    return int(row["superconductor"]), check_arrays(arrays)
-
-
-def _composition(crystal: CrystalArrays) -> Composition:
-    numbers, counts = np.unique(crystal.atomic_numbers, return_counts=True)
-    return Composition(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))

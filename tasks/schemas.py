@@ -188,7 +188,8 @@ CANDIDATES = pa.schema(
         pa.field("tc_kelvin", pa.float64()),  # BNAS, mean of ensemble and images
         pa.field("tc_low_kelvin", pa.float64()),  # interval of stated coverage
         pa.field("tc_high_kelvin", pa.float64()),
-        pa.field("tc_image_spread_kelvin", pa.float64()),  # over the 24 images
+        pa.field("tc_image_spread_kelvin", pa.float64()),  # over the 24 images; null where fewer were asked about
+        pa.field("images", pa.int32()),  # that BNAS was asked about, 1 or 24; null for a held-out prediction
         pa.field("tc_origin", pa.string(), nullable=False),  # ensemble; out-of-fold or in-sample if trained on
         pa.field("probability", pa.float64()),  # S2SNet, calibrated
         pa.field("probability_low", pa.float64()),
@@ -202,6 +203,8 @@ CANDIDATES = pa.schema(
         pa.field("known_tc_kelvin", pa.float64()),
         pa.field("nearest_formula", pa.string()),  # nearest measured composition
         pa.field("band_gap_ev", pa.float64(), nullable=False),
+        pa.field("energy_above_hull_ev", pa.float64()),  # per atom; null where the source does not say
+        pa.field("theoretical", pa.bool_()),  # never made, as far as the source knows; null where it does not say
         pa.field("hazards", _strings),  # toxic or radioactive elements
         pa.field("score", pa.float64()),  # what the rank follows: probability x tc_kelvin
         pa.field("bnas_version", pa.string()),
@@ -230,6 +233,24 @@ FOLDS = pa.schema(
         pa.field("fold", pa.string(), nullable=False),
         pa.field("material_id", pa.string(), nullable=False),
         pa.field("side", pa.string(), nullable=False),  # train or test
+    ]
+)
+
+BENCHMARK = pa.schema(  # a row is a score of a model on a split
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),  # that gives the model; several for the baselines
+        pa.field("score", pa.string(), nullable=False),  # roc_auc, accuracy or brier
+        pa.field("folds", pa.int32(), nullable=False),
+        pa.field("mean", pa.float64()),  # over the folds
+        pa.field("spread", pa.float64()),  # standard deviation over the folds; null for one fold
+        pa.field("pooled", pa.float64()),  # over all held-out predictions together
+        pa.field("low", pa.float64()),  # 95 % bootstrap interval over materials
+        pa.field("high", pa.float64()),
+        pa.field("gain", pa.float64()),  # pooled, above the forest on the same materials
+        pa.field("gain_low", pa.float64()),  # 95 % interval of a paired bootstrap
+        pa.field("gain_high", pa.float64()),
     ]
 )
 

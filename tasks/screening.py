@@ -1,35 +1,45 @@
 """Screening: both networks on every material that has bands, joined, judged for trust, and ranked.
 
 A **chunk** of materials is predicted at a time and stored as a part, named by a hash of everything it depends on: a run
-that was killed goes on where it stood, and a changed network reaches every part. ``finish_screening`` puts the parts
-together, ranks what is new, and writes ``candidates/candidates.parquet``. Numbers are rounded, so that the table is
-the same to the last byte however often the work was interrupted.
+that was killed goes on where it stood, and a changed network reaches every part. At first BNAS is asked about one image
+of each material, then the best are asked about in all 24. ``finish_screening`` puts the parts together, ranks what is
+new, and writes ``candidates/candidates.parquet``.
+
+What comes from a source is screened in a collection, a workspace of its own (``tasks.grid_sources``). Bands and grids
+of the first candidates are kept there beside what the report reads, so that it can be made there.
 """
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from prefect import task
-from pymatgen.core import Structure
+from prefect.context import TaskRunContext
 
-from models.exceptions import MeissnerError
-from tasks.bands import read_bands
-from tasks.exceptions import InputError
-from tasks.held_out import HeldOut, read_held_out
-from tasks.known import Known, element_amounts, find_hazards
-from tasks.model_store import latest_version
-from tasks.prediction import INDEX, SUPERCONDUCTORS, Prediction, Predictor, predict, round_significant
-from tasks.progress import Advance, leave_summary, silent, stage_progress
+from tasks.exceptions import InputError, RefusedError
+from tasks.figures import candidate_figure, figure_bytes
+from tasks.grid_sources import collection, collection_name
+from tasks.mp_grids import as_tables, may_pass
+from tasks.prediction import SUPERCONDUCTORS, Prediction, predict
+from tasks.progress import leave_figure, leave_summary, leave_table
 from tasks.schemas import CANDIDATES
-from tasks.settings import ScreeningSettings
-from tasks.shards import read_grids
-from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, rejected_table, run_stage
+from tasks.screening_chunks import (
+    STAGE,
+    SUPERCONDUCTOR_PROBABILITY,
+    forget_networks,
+    open_networks,
+    screen_materials,
+    screen_to_part,
+)
+from tasks.screening_kept import KEPT, keep_best
+from tasks.screening_plan import CODE_VERSION, PARTS, Chunk, Plan, best_names, pin_networks, plan_best, plan_screening
+from tasks.settings import GridSettings, MpBandSettings, ScreeningSettings
+from tasks.shards import INDEX
+from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
 
 __all__ = [
@@ -43,162 +53,146 @@ __all__ = [
     "screen_materials",
 ]
 
-CODE_VERSION = 1
-STAGE = "screen"
 RESULT = "candidates/candidates.parquet"
-SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label ln(Tc + 1) hardly resolves less
-SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
-BATCH = 16  # grids given to BNAS at once: 16 x 24 images of 2.4 MB
-TC_COLUMNS = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
-PROBABILITY_COLUMNS = ("probability", "probability_low", "probability_high")
+RETRY_SECONDS = (5.0, 30.0)
+# settings that the rows depend on, beside the versions of the networks
+SHAPING = {"best", "coverage", "elements", "ids", "limit", "max_distance", "max_gap_ev", "since"}
+SHOWN_CANDIDATES = 50  # in a run's artifacts
+SHOWN_COLUMNS = ("rank", "formula", "space_group", "tc_kelvin", "probability", "known", "nearest_formula")
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Materials that are screened together, and the name of the part that holds the answer."""
+def screening_place(
+    home: Workspace, sources: Sequence[str], name: str | None, settings: ScreeningSettings
+) -> Workspace:
+    """Where the answers for sources go: the workspace itself without any, or a collection.
 
-    part: str
-    material_ids: tuple[str, ...]
-
-    @property
-    def table(self) -> str:
-        """The part's rows of CANDIDATES; written last, so that its presence says that the chunk is done."""
-        return f"candidates/parts/{self.part}.parquet"
-
-    @property
-    def rejected(self) -> str:
-        """What the chunk refused."""
-        return f"candidates/parts/{self.part}-rejected.parquet"
-
-    @property
-    def timing(self) -> str:
-        """How long it took."""
-        return f"candidates/parts/{self.part}.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be screened and what is not: a gap that is too large, or not asked for."""
-
-    chunks: tuple[Chunk, ...]
-    excluded: tuple[Rejection, ...]
-    not_asked: int
-
-
-def plan_screening(workspace: Workspace, settings: ScreeningSettings, chunk: int) -> Plan:
-    """Choose the materials, in the order of their ids, and cut them into chunks of at most ``chunk``.
-
-    Materials with a larger gap than ``max_gap_ev`` are excluded with that reason; those without one of ``elements``
-    and those beyond ``limit`` are only counted. InputError if nothing is left.
+    Raises
+    ------
+    InputError
+        If the collection holds grids that were not kept by a screening: they are screened without sources.
     """
-    columns = ["material_id", "tc_kelvin", "band_gap_ev", "sha256", "bands_hash", "chemical_system"]
-    rows = workspace.read_table(INDEX, columns).sort_by("material_id").to_pylist()
-    wanted = [row for row in rows if row["band_gap_ev"] <= settings.max_gap_ev]
-    elements = set(settings.elements)
-    asked = [row for row in wanted if not elements or elements & set(row["chemical_system"].split("-"))]
-    asked = asked[: settings.limit]
-    if not asked:
-        holding = f" and holds one of {', '.join(settings.elements)}" if elements else ""
+    if not sources and not name:
+        return home
+    place = collection(home, name or _default_name(sources))
+    if sources and not settings.keep_grids and place.exists(INDEX) and not place.exists(KEPT):
         raise InputError(
-            f"None of the {len(rows)} materials in {INDEX} has a band gap up to {settings.max_gap_ev} eV{holding}"
+            f"The collection {place.url} holds grids already; screen them by --collection alone, or name another "
+            "collection for what is read from the sources"
         )
-    shared = _shared_inputs(workspace, settings)
-    return Plan(
-        chunks=tuple(_name_chunk(shared, asked[start : start + chunk]) for start in range(0, len(asked), chunk)),
-        excluded=tuple(
-            Rejection(row["material_id"], f"band gap {row['band_gap_ev']:.3f} eV is above {settings.max_gap_ev} eV")
-            for row in rows
-            if row["band_gap_ev"] > settings.max_gap_ev
-        ),
-        not_asked=len(wanted) - len(asked),
-    )
+    return place
 
 
-def screen_materials(
-    workspace: Workspace, material_ids: Sequence[str], settings: ScreeningSettings, advance: Advance = silent
-) -> tuple[pa.Table, list[Rejection]]:
-    """Predict and judge some materials.
+def _default_name(sources: Sequence[str]) -> str:
+    files, _ = as_tables(sources)
+    return f"screen-{collection_name(files[0]) if files else 'mp'}"
 
-    Returns
-    -------
-    Rows of CANDIDATES without a rank, in the order of the grid index, and the materials that were refused.
+
+def table_choice(settings: ScreeningSettings) -> MpBandSettings:
+    """Rows of a table whose grids are kept before they are screened.
+
+    Raises
+    ------
+    InputError
+        For several elements: the grids of a table are chosen by elements that a crystal holds together.
     """
-    predictor = Predictor(workspace, settings.coverage)
-    s2snet = predictor.s2snet  # weights that cannot be loaded stop the run; they are no fault of a material
-    index, grids = read_grids(workspace, list(material_ids))
-    crystals = _read_crystals(workspace, material_ids)
-    held_out = {network: read_held_out(workspace, network) for network in ("bnas", "s2snet")}
-    entries = index.to_pylist()
-    rows, rejected = [], []
-    for start in range(0, len(entries), BATCH):
-        batch = entries[start : start + BATCH]
-        temperatures = _ask_bnas(predictor.bnas, grids[start : start + BATCH], batch, held_out["bnas"])
-        for entry, temperature in zip(batch, temperatures, strict=True):
-            try:
-                crystal = crystals[entry["material_id"]]
-                row = _identify(entry, crystal, predictor) | temperature
-                row |= _ask_s2snet(s2snet, crystal["structure"], entry, held_out["s2snet"])
-                rows.append(_judge(row, settings))
-            except MeissnerError as error:
-                rejected.append(Rejection(entry["material_id"], str(error)))
-            advance(1)
-    nearest = predictor.known.nearest([element_amounts(row["formula"]) for row in rows])
-    for row, (place,) in zip(rows, nearest, strict=True):
-        row["nearest_formula"] = predictor.known.formulas[place]
-    return pa.Table.from_pylist(rows, schema=CANDIDATES), rejected
+    if len(settings.elements) > 1:
+        raise InputError("With --keep-grids at most one element can be chosen")
+    choice = settings.model_dump(include={"max_gap_ev", "elements", "ids", "limit", "since"})
+    return MpBandSettings(**choice)
 
 
-def screen_to_part(workspace: Workspace, chunk: Chunk, settings: ScreeningSettings, advance: Advance = silent) -> None:
-    """Screen a chunk and write its part, the rows last."""
-    started = time.perf_counter()
-    table, rejected = screen_materials(workspace, chunk.material_ids, settings, advance)
-    workspace.write_table(chunk.rejected, rejected_table(STAGE, rejected))
-    workspace.write_json(chunk.timing, {"seconds": round(time.perf_counter() - started, 2)})
-    workspace.write_table(chunk.table, table)
+def missing_chunks(place: Workspace, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks without a part, or with refusals that may pass another time."""
+    there = set(place.list(f"{PARTS}/*"))
+    return [chunk for chunk in chunks if chunk.result not in there or chunk.again in there]
+
+
+def count_refused(place: Workspace, chunks: Sequence[Chunk]) -> int:
+    """Materials that the chunks refused, of those whose parts are there."""
+    there = set(place.list(f"{PARTS}/*-rejected.parquet"))
+    return sum(len(place.read_table(chunk.rejected, ["item"])) for chunk in chunks if chunk.rejected in there)
+
+
+def choose_best(place: Workspace, plan: Plan, settings: ScreeningSettings) -> tuple[Chunk, ...]:
+    """The best of what was asked about in one image, in chunks that are asked about in all."""
+    there = set(place.list(f"{PARTS}/*"))
+    columns = ["material_id", "score", "known", "abstain"]
+    tables = [place.read_table(chunk.result, columns) for chunk in plan.chunks if chunk.result in there]
+    if not tables:
+        return ()
+    return plan_best(plan, best_names(pa.concat_tables(tables), settings.best), settings)
 
 
 def join_parts(
-    workspace: Workspace, plan: Plan, settings: ScreeningSettings, started: datetime | None = None
+    place: Workspace,
+    plan: Plan,
+    settings: ScreeningSettings,
+    best: Sequence[Chunk] = (),
+    lost: Sequence[Rejection] = (),
+    started: datetime | None = None,
+    home: Workspace | None = None,
 ) -> StageReport:
-    """Stage "screen": all parts as one ranked table."""
+    """Stage "screen": all parts as one ranked table.
+
+    Parameters
+    ----------
+    best
+        Chunks whose rows stand in for those of the same materials in the plan's chunks.
+    lost
+        Why there is no part of some chunks, by the part.
+    home
+        The workspace with the networks, by default ``place``.
+    """
+    reasons = {rejection.item: rejection for rejection in lost}
+    made = [chunk for chunk in plan.chunks if chunk.part not in reasons]
+    better = [chunk for chunk in best if chunk.part not in reasons]
 
     def compute() -> StageOutcome:
-        table = rank_candidates(pa.concat_tables(workspace.read_table(chunk.table) for chunk in plan.chunks))
-        refused = pa.concat_tables(workspace.read_table(chunk.rejected) for chunk in plan.chunks).to_pylist()
-        rejected = [Rejection(row["item"], row["reason"], row["retryable"]) for row in refused]
-        seconds = sum(workspace.read_json(chunk.timing)["seconds"] for chunk in plan.chunks)
+        table = rank_candidates(_replaced(_rows(place, made), _rows(place, better)))
+        table = table.replace_schema_metadata(_provenance(home or place, settings))
+        rejected = [*plan.excluded, *plan.refused, *_refused(place, made), *_lost(plan.chunks, reasons)]
+        parts = [*made, *better]
+        seconds = sum(place.read_json(chunk.timing)["seconds"] for chunk in parts)
         counts = {"gap_too_large": len(plan.excluded), "not_asked_for": plan.not_asked}
         return StageOutcome(
-            rows_in=sum(len(chunk.material_ids) for chunk in plan.chunks) + len(plan.excluded),
+            rows_in=plan.materials + len(plan.excluded) + len(plan.refused),
             accounted=len(table),
             tables={RESULT: table},
-            rejected=[*plan.excluded, *rejected],
+            rejected=rejected,
             counts=summarise(table) | counts | {"seconds_of_both_networks": round(seconds, 2)},
         )
 
-    parts = [chunk.part for chunk in plan.chunks]
-    excluded = [f"{rejection.item} {rejection.reason}" for rejection in plan.excluded]
-    inputs = [*parts, *excluded, str(plan.not_asked)]
+    told = [*plan.excluded, *plan.refused, *lost]
+    inputs = [chunk.part + place.fingerprint(chunk.rejected) for chunk in (*made, *better)]
+    inputs += [*(f"{rejection.item} {rejection.reason}" for rejection in told), str(plan.not_asked)]
     return run_stage(
-        workspace, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
+        place, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
     )
 
 
 def rank_candidates(table: pa.Table) -> pa.Table:
     """Number the unknown materials that the model does not abstain from, best score first, and sort the table so.
 
-    Known materials and abstentions follow without a rank, by score. Equal scores stand in the order of their ids.
+    Those that BNAS was asked about in all images stand before those that it was asked about in one. Known materials and
+    abstentions follow without a rank, by score. Equal scores stand in the order of their ids.
     """
-    rows = table.to_pylist()
-    rows.sort(key=lambda row: (_is_unranked(row), -row["score"], row["material_id"]))
-    for place, row in enumerate(rows, start=1):
-        row["rank"] = None if _is_unranked(row) else place
-    return pa.Table.from_pylist(rows, schema=CANDIDATES)
+    unranked = pc.or_(pc.not_equal(table["known"], "none"), table["abstain"])
+    first = pc.if_else(unranked, 0, pc.fill_null(table["images"], 1))
+    keyed = table.append_column("unranked", unranked).append_column("of_all", first)
+    order = pc.sort_indices(
+        keyed,
+        [("unranked", "ascending"), ("of_all", "descending"), ("score", "descending"), ("material_id", "ascending")],
+    )
+    ranked = len(table) - pc.sum(pc.cast(unranked, pa.int64())).as_py() if len(table) else 0
+    ranks = pa.array([place + 1 if place < ranked else None for place in range(len(table))], pa.int32())
+    sorted_table = table.take(order)
+    return sorted_table.set_column(0, CANDIDATES.field("rank"), ranks).cast(CANDIDATES).combine_chunks()
 
 
 def summarise(table: pa.Table) -> dict[str, Any]:
     """Counts worth showing of a ranked table."""
-    rows = table.to_pylist()
+    columns = ["rank", "known", "abstain", "tc_kelvin", "agree", "probability"]
+    rows = table.select(columns).to_pylist()
     ranked = [row for row in rows if row["rank"] is not None]
     return {
         "screened": len(rows),
@@ -214,114 +208,124 @@ def summarise(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _shared_inputs(workspace: Workspace, settings: ScreeningSettings) -> list[str]:
-    """What every material's answer depends on: code, networks, what is measured, the training set, the limits."""
+def _provenance(home: Workspace, settings: ScreeningSettings) -> dict[str, str]:
+    """Versions of data, code, networks and parameters, for the table's metadata."""
+    pinned = pin_networks(home, settings)
+    found = {
+        "code": {"meissner": version("meissner"), "screening": CODE_VERSION},
+        "networks": {"bnas": pinned.bnas_version, "s2snet": pinned.s2snet_version},
+        "data": {name: home.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX)},
+        "settings": settings.model_dump(mode="json", include=SHAPING),
+    }
+    return {"meissner": json.dumps(found, sort_keys=True)}
+
+
+def show_candidates(table: pa.Table) -> None:
+    """Leave the best candidates as a table, and both networks' answers as a picture, in the run's artifacts."""
+    rows = table.select(list(SHOWN_COLUMNS)).to_pylist()
+    leave_table("candidates", [row for row in rows if row["rank"]][:SHOWN_CANDIDATES], "The best candidates")
+    groups: dict[str, list[tuple[float, float]]] = {"ranked": [], "measured": [], "too far to judge": []}
+    for row in rows:
+        kind = "ranked" if row["rank"] else "measured" if row["known"] != "none" else "too far to judge"
+        groups[kind].append((row["tc_kelvin"], row["probability"]))
+    leave_figure("screen-answers", figure_bytes(candidate_figure(groups), "png"), "Both networks on every material")
+
+
+def check_refused(place: Workspace, report: StageReport, settings: ScreeningSettings) -> None:
+    """Raise RefusedError where more of the materials asked for were refused than is allowed."""
+    asked = report.rows_in - report.counts["gap_too_large"]
+    refused = report.rows_refused - report.counts["gap_too_large"]
+    if refused > settings.max_refused_share * asked:
+        first = place.read_table(f"stages/{STAGE}/rejected.parquet").slice(report.counts["gap_too_large"], 1)
+        raise RefusedError(
+            f"{refused} of {asked} materials were refused, more than the share of {settings.max_refused_share:g} "
+            f"that screening.max_refused_share allows; the first: {first['reason'][0].as_py()}"
+        )
+
+
+def _rows(place: Workspace, chunks: Sequence[Chunk]) -> pa.Table:
+    return pa.concat_tables([CANDIDATES.empty_table(), *(place.read_table(chunk.result) for chunk in chunks)])
+
+
+def _replaced(rows: pa.Table, better: pa.Table) -> pa.Table:
+    """Rows, with the better ones in place of those of the same materials."""
+    old = rows.filter(pc.invert(pc.is_in(rows["material_id"], value_set=better["material_id"].combine_chunks())))
+    return pa.concat_tables([old, better])
+
+
+def _refused(place: Workspace, chunks: Sequence[Chunk]) -> list[Rejection]:
+    rows = [row for chunk in chunks for row in place.read_table(chunk.rejected).to_pylist()]
+    return [Rejection(row["item"], row["reason"], row["retryable"]) for row in rows]
+
+
+def _lost(chunks: Sequence[Chunk], reasons: dict[str, Rejection]) -> list[Rejection]:
+    """Every material of the chunks that have no part."""
     return [
-        str(CODE_VERSION),
-        latest_version(workspace, "bnas"),
-        latest_version(workspace, "s2snet"),
-        workspace.fingerprint(SUPERCONDUCTORS),
-        workspace.fingerprint(INDEX),
-        str(settings.max_distance),
-        str(settings.coverage),
+        Rejection(name, reasons[chunk.part].reason, retryable=True)
+        for chunk in chunks
+        if chunk.part in reasons
+        for name in chunk.material_ids
     ]
 
 
-def _name_chunk(shared: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Chunk:
-    hashes = [f"{row['material_id']} {row['sha256']} {row['bands_hash']}" for row in rows]
-    return Chunk(hash_text(*shared, *hashes)[:24], tuple(row["material_id"] for row in rows))
+@task(
+    name="plan-screening",
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=list(RETRY_SECONDS),
+    retry_condition_fn=may_pass,
+)
+def plan_chunks(workspace: str, place: str, sources: tuple[str, ...], settings: ScreeningSettings) -> Plan:
+    """Name the chunks to screen, and see that both networks can be loaded; see ``plan_screening``."""
+    home = Workspace(workspace)
+    open_networks(home, settings)
+    return plan_screening(home, settings, Workspace(place), sources)
 
 
-def _read_crystals(workspace: Workspace, material_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    table = read_bands(workspace, ["material_id", "space_group", "structure"])
-    chosen = table.filter(pc.is_in(table["material_id"], value_set=pa.array(material_ids, pa.string())))
-    return {row["material_id"]: row for row in chosen.to_pylist()}
+@task(name="plan-best")
+def plan_best_chunks(place: str, plan: Plan, settings: ScreeningSettings) -> tuple[Chunk, ...]:
+    """Name the chunks of the best; see ``choose_best``."""
+    return choose_best(Workspace(place), plan, settings)
 
 
-def _identify(entry: Mapping[str, Any], crystal: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
-    """What is known of a material before a network is asked."""
-    amounts = element_amounts(entry["formula"])
-    known = predictor.known.find(amounts)
-    if known.match == "none" and entry["tc_kelvin"] is not None:  # its label came through an ordered, doped cell
-        known = Known("doped", entry["supercon_formula"], entry["tc_kelvin"])
-    return {
-        "material_id": entry["material_id"],
-        "formula": entry["formula"],
-        "space_group": crystal["space_group"],
-        "band_gap_ev": entry["band_gap_ev"],
-        "structure": crystal["structure"],
-        "hazards": find_hazards(list(amounts)),
-        "known": known.match,
-        "known_formula": known.formula,
-        "known_tc_kelvin": known.tc_kelvin,
-        "distance": float(predictor.distance([amounts])[0]),
-    }
-
-
-def _ask_bnas(
-    bnas: Any, grids: np.ndarray, entries: Sequence[Mapping[str, Any]], held_out: HeldOut
-) -> list[dict[str, Any]]:
-    """Tc of each material: held out where it was trained on, so that no memory is shown as a prediction."""
-    names = [entry["material_id"] for entry in entries]
-    asked = [place for place, name in enumerate(names) if held_out.origin(name) != "out-of-fold"]
-    prediction = bnas.predict(grids[asked]) if asked else None
-    rows = {place: row for row, place in enumerate(asked)}
-    answers = []
-    for place, name in enumerate(names):
-        answer: dict[str, Any] = dict.fromkeys(TC_COLUMNS)
-        if place in rows:
-            answer = {column: float(getattr(prediction, column)[rows[place]]) for column in TC_COLUMNS}
-        else:
-            answer["tc_kelvin"] = held_out.values[name]
-        answers.append(answer | {"tc_origin": held_out.origin(name), "bnas_version": bnas.version})
-    return answers
-
-
-def _ask_s2snet(s2snet: Any, structure: str, entry: Mapping[str, Any], held_out: HeldOut) -> dict[str, Any]:
-    """Probability of one material, held out where it was trained on."""
-    origin = held_out.origin(entry["material_id"])
-    common = {"probability_origin": origin, "s2snet_version": s2snet.version}
-    if origin == "out-of-fold":
-        return common | dict.fromkeys(PROBABILITY_COLUMNS) | {"probability": held_out.values[entry["material_id"]]}
-    prediction = s2snet.predict([Structure.from_str(structure, fmt="json")])
-    return common | {name: float(getattr(prediction, name)[0]) for name in PROBABILITY_COLUMNS}
-
-
-def _judge(row: dict[str, Any], settings: ScreeningSettings) -> dict[str, Any]:
-    """Add what follows from both answers, and round the numbers."""
-    row = {name: round_significant(value) if isinstance(value, float) else value for name, value in row.items()}
-    hot, likely = row["tc_kelvin"] >= SUPERCONDUCTOR_KELVIN, row["probability"] >= SUPERCONDUCTOR_PROBABILITY
-    return row | {
-        "agree": hot == likely,
-        "abstain": row["distance"] > settings.max_distance,
-        "score": round_significant(row["probability"] * row["tc_kelvin"]),
-    }
-
-
-def _is_unranked(row: Mapping[str, Any]) -> bool:
-    return bool(row["known"] != "none" or row["abstain"])
-
-
-@task(name="plan-screening")
-def plan_chunks(workspace: str, settings: ScreeningSettings, chunk: int) -> Plan:
-    """Name the chunks to screen."""
-    return plan_screening(Workspace(workspace), settings, chunk)
-
-
-@task(name="screen-chunk", task_run_name="screen-{chunk.part}", retries=2, retry_delay_seconds=[2, 10])
-def screen_chunk(workspace: str, chunk: Chunk, settings: ScreeningSettings) -> str:
-    """Screen one chunk unless its part is there; gives the part's name."""
-    store = Workspace(workspace)
-    if not store.exists(chunk.table):
-        with stage_progress(STAGE, len(chunk.material_ids)) as advance:
-            screen_to_part(store, chunk, settings, advance)
-    return chunk.part
+@task(
+    name="screen-chunk",
+    task_run_name="screen-{chunk.part}",
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=list(RETRY_SECONDS),
+    retry_condition_fn=may_pass,
+)
+def screen_chunk(
+    workspace: str, place: str, chunk: Chunk, settings: ScreeningSettings, grid: GridSettings = GridSettings()
+) -> int:
+    """Screen one chunk into its part; gives the number of refused materials. The last try refuses what is not given."""
+    run = TaskRunContext.get()
+    last = run is None or run.task_run.run_count > len(RETRY_SECONDS)
+    return screen_to_part(Workspace(workspace), chunk, settings, Workspace(place), grid, last)
 
 
 @task(name="finish-screening")
 def finish_screening(
-    workspace: str, plan: Plan, settings: ScreeningSettings, started: datetime | None = None
+    workspace: str,
+    place: str,
+    plan: Plan,
+    settings: ScreeningSettings,
+    best: Sequence[Chunk] = (),
+    lost: Sequence[Rejection] = (),
+    grid: GridSettings = GridSettings(),
+    started: datetime | None = None,
 ) -> StageReport:
-    """Put the parts together, rank them, and write ``candidates/candidates.parquet``."""
-    store = Workspace(workspace)
-    return leave_summary(store, join_parts(store, plan, settings, started))
+    """Put the parts together, rank them, and write ``candidates/candidates.parquet``; keep what the report needs.
+
+    Raises
+    ------
+    RefusedError
+        If too much was refused; all that is there has been written.
+    """
+    home, there = Workspace(workspace), Workspace(place)
+    forget_networks()
+    report = leave_summary(there, join_parts(there, plan, settings, best, lost, started, home))
+    show_candidates(there.read_table(RESULT))
+    if place != workspace:
+        keep_best(home, there, plan, settings, grid)
+    check_refused(there, report, settings)
+    return report

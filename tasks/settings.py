@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -188,7 +189,7 @@ class BandSettings(StepSettings):
 
 
 class ClusterSettings(StepSettings):
-    """Where band calculations run: this machine, or Slurm by way of Dask."""
+    """Where band calculations and screening run: this machine, or Slurm by way of Dask."""
 
     kind: Literal["local", "slurm"] = Field("local", description="This machine, or Slurm")
     jobs: int = Field(10, ge=1, description="Slurm jobs at most, one calculation at a time in each")
@@ -239,6 +240,9 @@ class MpBandSettings(StepSettings):
     elements: tuple[str, ...] = Field((), description="Only crystals that hold all of these elements")
     ids: str | None = Field(None, description="File of task ids, one a line, such as mp-149; none: all rows")
     limit: int | None = Field(None, ge=1, description="At most so many materials, the first of the table; none: all")
+    since: date | None = Field(
+        None, description="Only rows changed on this day or later (YYYY-MM-DD), where the table says; none: all"
+    )
 
 
 class TrainingSettings(StepSettings):
@@ -255,6 +259,46 @@ class TrainingSettings(StepSettings):
     pretrained: str | None = Field(
         None, description="BNAS: pre-trained weights to start from: latest, a version, or none"
     )
+
+
+class S2SNetTrainingSettings(TrainingSettings):
+    """A training of S2SNet, and how it goes on from pre-trained weights."""
+
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
+    devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
+    pretrained: str | None = Field(
+        None,
+        description="Pre-trained weights to start from: latest, a version, or none: as the configuration says",
+    )
+    freeze: bool | None = Field(
+        None, description="Keep the pre-trained trunk fixed and train the head; none: as the configuration says"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate of the fine-tuning; none: that of the recipe"
+    )
+    trees: bool | None = Field(
+        None, description="Blend with gradient boosting on composition and structure; none: as the configuration says"
+    )
+    positive_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Positive-unlabelled learning: share of superconductors among those not known to be one; none: 0",
+    )
+
+
+class S2SNetPretrainingSettings(StepSettings):
+    """Pre-training of S2SNet on all ordered crystals, measured or not: hidden elements are guessed."""
+
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
+    epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
+    masking: Literal["atoms", "element"] = Field(
+        "atoms", description="Hidden: 15 % of the atoms (with their equal ones), or all atoms of one element"
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of the chemical systems held out for the figures told")
+    seed: int = Field(0, description="Seed of initial weights, hidden elements and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share the training")
 
 
 class PretrainingSettings(StepSettings):
@@ -297,6 +341,26 @@ class S2sSettings(StepSettings):
     max_sites: int = Field(444, ge=1, le=444, description="Largest cell, sites")
 
 
+class BenchmarkSettings(StepSettings):
+    """S2SNet and all baselines on the same folds of one dataset, with the paper's tables."""
+
+    folds: int = Field(5, ge=2, description="Folds of each cross-validation")
+    splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
+    methods: tuple[str, ...] = Field((), description="Methods or families; none named: all")
+    config: str = Field("s2snet", description="Named network and recipe of our S2SNet")
+    width: int = Field(512, ge=1, description="Width of S2SNet as printed; below the published 512, it is scaled down")
+    layers: tuple[int, ...] = Field((5, 10, 15), min_length=1, description="Depths of S2SNet as printed")
+    epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet in place of the recipes'")
+    pretraining_epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet's pre-training; none: as epochs")
+    graph_epochs: int | None = Field(None, ge=1, description="Epochs of CGCNN and MEGNet in place of 30")
+    unlabelled: str | None = Field(
+        None, description="More crystals for pre-training: JSON lines, CIF, folder, zip; with formation energies or not"
+    )
+    disorder: Literal["refuse", "order"] = Field("refuse", description="What is done with partial occupancies")
+    seed: int = Field(0, description="Seed of initial weights, folds and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+
 class TuningSettings(StepSettings):
     """Search for BNAS hyperparameters by Optuna."""
 
@@ -314,8 +378,25 @@ class ScreeningSettings(StepSettings):
     max_gap_ev: float = Field(0.2, ge=0, description="Largest band gap, eV")
     limit: int | None = Field(None, ge=1, description="At most so many materials")
     elements: tuple[str, ...] = Field((), description="Only materials that hold one of these elements")
+    ids: str | None = Field(None, description="File of ids, one a line; none: all materials")
+    since: date | None = Field(
+        None, description="Only rows changed on this day or later (YYYY-MM-DD), where the table says; none: all"
+    )
     max_distance: float = Field(1.0, gt=0, description="Beyond this distance from the training set the model abstains")
     coverage: float = Field(0.9, gt=0, lt=1, description="Nominal coverage of the intervals")
+    chunk: int = Field(200, ge=1, description="Materials a task")
+    best: int = Field(
+        1000, ge=0, description="So many of the best are asked about in all 24 images, the others in one (fewer: all)"
+    )
+    kept: int = Field(
+        50, ge=0, description="Of the best of a source, so many have their bands and grids kept, for the report"
+    )
+    keep_grids: bool = Field(False, description="Make and keep the grids of all materials of a source first")
+    max_refused_share: float = Field(
+        0.2, ge=0, le=1, description="Largest share of refused materials; the flow fails beyond"
+    )
+    bnas_version: str | None = Field(None, description="Version of BNAS; none: the latest")
+    s2snet_version: str | None = Field(None, description="Version of S2SNet; none: the latest")
 
 
 class TimeMachineSettings(StepSettings):
@@ -348,6 +429,21 @@ class ReportSettings(StepSettings):
     """The finished page."""
 
     top: int = Field(10, ge=1, description="Candidates with a panel of their own")
+
+
+class OperationsSettings(StepSettings):
+    """What runs by itself: how much at once, and who is told of what."""
+
+    cpu: int = Field(2, ge=1, description="Flow runs at once in the queue cpu: screening")
+    dft: int = Field(1, ge=1, description="Flow runs at once in the queue dft: refreshes and bands on demand")
+    gpu: int = Field(1, ge=1, description="Flow runs at once in the queue gpu: training and tuning")
+    notify: tuple[str, ...] = Field(
+        (), description="Prefect blocks to notify, as slack-webhook/NAME, sendgrid-email/NAME, custom-webhook/NAME, ..."
+    )
+    quiet_days: float = Field(10, gt=0, description="Notify when refresh-weekly has had no success for so many days")
+    score_drop: float = Field(
+        0.05, ge=0, description="Notify when a new network scores lower than the promoted one by more than this"
+    )
 
 
 def _one_or_more(value: Any) -> Any:
@@ -390,13 +486,19 @@ class Settings(BaseSettings):
     mp_bands: MpBandSettings = MpBandSettings()
     bnas: TrainingSettings = TrainingSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
-    s2snet: TrainingSettings = TrainingSettings()
+    s2snet: S2SNetTrainingSettings = S2SNetTrainingSettings()
+    s2snet_pretraining: S2SNetPretrainingSettings = S2SNetPretrainingSettings()
     audit: AuditSettings = AuditSettings()
     s2s: S2sSettings = S2sSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
     tuning: TuningSettings = TuningSettings()
     screening: ScreeningSettings = ScreeningSettings()
     time_machine: TimeMachineSettings = TimeMachineSettings()
     report: ReportSettings = ReportSettings()
+    operations: OperationsSettings = OperationsSettings()
+    notify_url: SecretStr | None = Field(
+        None, description="Webhook to notify, Slack's or one that takes JSON; give it as MEISSNER_NOTIFY_URL"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -430,8 +532,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            got = "" if "key" in name else f" (got {first['input']!r})"
-            raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if "key" in name else error)
+            secret = name in {"mp_api_key", "notify_url"}
+            got = "" if secret else f" (got {first['input']!r})"
+            raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if secret else error)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not valid TOML: {error}") from error
 

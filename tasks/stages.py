@@ -10,10 +10,14 @@ servers and machines, and can be checked by anyone with the files.
 import hashlib
 import json
 import platform
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +27,8 @@ from tasks.events import StageEvent, publish
 from tasks.exceptions import MissingStageError, WorkspaceError
 from tasks.schemas import REJECTED
 from tasks.workspace import Workspace
+
+SHOWN_INPUTS = 20  # content hashes that a manifest lists; of more it holds one hash
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,28 @@ class StageReport(BaseModel):
     seconds: float
     finished: datetime
     versions: dict[str, str]
+    code_version: int | None = None
+    inputs: list[str] = []
     settings: dict[str, Any]
     reused: bool = False
+
+
+@cache
+def code_revision() -> str | None:
+    """Commit of the checkout that this code runs from, with ``-dirty`` where it was changed; None outside of one."""
+    folder, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    if git is None or not (folder / ".git").exists():
+        return None
+    asked = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the code and of the language, for whatever is stored."""
+    revision = code_revision()
+    known = {"meissner": version("meissner"), "python": platform.python_version()}
+    return known | ({"revision": revision} if revision else {})
 
 
 def hash_text(*parts: str) -> str:
@@ -147,7 +173,9 @@ def run_stage(
         counts=dict(outcome.counts),
         seconds=round((finished_at - started).total_seconds(), 3),
         finished=finished_at,
-        versions={"meissner": version("meissner"), "python": platform.python_version()},
+        versions=software_versions(),
+        code_version=code_version,
+        inputs=list(inputs) if len(inputs) <= SHOWN_INPUTS else [hash_text(*inputs)],
         settings=settings.model_dump(mode="json") if settings else {},
     )
     workspace.write_json(f"stages/{stage}/manifest.json", report.model_dump(mode="json"))

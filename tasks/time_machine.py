@@ -8,7 +8,7 @@ depends on, and is skipped where that file is there; networks go on from their l
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from tasks.events import StageEvent, publish
 from tasks.progress import leave_summary, leave_table
 from tasks.s2snet_data import choose_network as choose_s2snet
 from tasks.schemas import TIME_MACHINE, TIME_MACHINE_LISTS
-from tasks.settings import TimeMachineSettings
+from tasks.settings import S2SNetTrainingSettings, TimeMachineSettings
 from tasks.shards import INDEX
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
 from tasks.time_machine_data import History, Moment, choose_years, hash_seed, look_back, read_history
@@ -39,7 +39,7 @@ from tasks.workers import close_workers, run_in_worker
 from tasks.workspace import Workspace
 
 STAGE = "time-machine"
-CODE_VERSION = 1
+CODE_VERSION = 2
 OUTPUT = "validation/time_machine.parquet"
 LISTS = "validation/time_machine_lists.parquet"
 FOLDER = "validation/time-machine"
@@ -93,7 +93,7 @@ def make_plan(workspace: Workspace, settings: TimeMachineSettings) -> TimeMachin
     """
     resolve_device(settings.device)
     choose_bnas(training_settings(settings, "bnas"))
-    choose_s2snet(training_settings(settings, "s2snet"))
+    choose_s2snet(cast(S2SNetTrainingSettings, training_settings(settings, "s2snet")))
     history = read_history(workspace, settings)
     years, refused = choose_years(history, settings)
     grids = workspace.fingerprint(INDEX) if history.with_bands.any() else ""

@@ -1,6 +1,6 @@
 """The models of the time machine: each is trained on what a year knew, and asked about the rest."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -8,9 +8,10 @@ from pymatgen.core import Structure
 
 from models.band_features import band_features, forest_predictions
 from models.baselines import classification_baselines, describe, regression_baselines
-from models.bnas import prepare
+from models.bnas import BnasInputs, prepare
 from models.bnas_training import kelvin, log_labels, predict_images
 from models.bnas_training import train_network as train_bnas
+from models.composition_branch import composition_fractions
 from models.crystals import CrystalGraph, crystal_arrays, graph
 from models.exceptions import ModelInputError
 from models.fusion import FUSION, fusion_predictions
@@ -20,7 +21,7 @@ from models.splits import Fold
 from models.training import one_thread
 from tasks.bnas_data import choose_network as choose_bnas
 from tasks.s2snet_data import choose_network as choose_s2snet
-from tasks.settings import TimeMachineSettings, TrainingSettings
+from tasks.settings import S2SNetTrainingSettings, TimeMachineSettings, TrainingSettings
 from tasks.shards import read_grids
 from tasks.time_machine_data import History, Moment
 from tasks.train_bnas import BAND_FOREST
@@ -30,9 +31,13 @@ NETWORKS = {"bnas": "BNAS", "s2snet": "S2SNet"}
 UNRANKED = frozenset({"mean"})  # says the same of every material
 
 
-def training_settings(settings: TimeMachineSettings, network: Literal["bnas", "s2snet"]) -> TrainingSettings:
+def training_settings(
+    settings: TimeMachineSettings, network: Literal["bnas", "s2snet"]
+) -> TrainingSettings | S2SNetTrainingSettings:
+    """Settings of the network's own training, as far as the time machine has them."""
+    kind = {"bnas": TrainingSettings, "s2snet": S2SNetTrainingSettings}[network]
     given = settings.model_dump(include={"epochs", "seed", "device"})
-    return TrainingSettings(config=getattr(settings, network), **given)
+    return kind(config=getattr(settings, network), **given)
 
 
 def _fold(moment: Moment) -> tuple[np.ndarray, Fold]:
@@ -83,7 +88,8 @@ def ask_bnas(
     """Tc by a BNAS that was trained on what was known."""
     config, recipe = choose_bnas(training_settings(settings, "bnas"))
     rows, fold = _fold(moment)
-    inputs = prepare(torch.from_numpy(_grids(workspace, history, rows)), config)
+    fractions = composition_fractions([history.formulas[row] for row in rows]) if config.composition else None
+    inputs = BnasInputs(prepare(torch.from_numpy(_grids(workspace, history, rows)), config), fractions)
     checkpoint = workspace.local(f"{file}.checkpoint") if workspace.is_local else None
     with one_thread():
         network, _ = train_bnas(
@@ -103,8 +109,8 @@ def ask_bnas(
 def ask_s2snet(
     workspace: Workspace, settings: TimeMachineSettings, file: str, history: History, moment: Moment, seed: int
 ) -> dict[str, np.ndarray]:
-    """Probability by an S2SNet that was trained on what was known, and guessed elements of these crystals before."""
-    named = choose_s2snet(training_settings(settings, "s2snet"))
+    """Probability by an S2SNet, without trees, that was trained on what was known and pre-trained on its crystals."""
+    named = choose_s2snet(cast(S2SNetTrainingSettings, training_settings(settings, "s2snet")))
     rows, fold = _fold(moment)
     graphs = _graphs(_structures(history, rows), named.network.radius)
     train = [row for row in fold.train if graphs[row] is not None]

@@ -39,7 +39,6 @@ from tasks.bnas_data import (
 from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residuals, load_bnas
 from tasks.bnas_pretraining import NAME as PRETRAINING
 from tasks.bnas_pretraining import pretrained_weights, pretraining_config
-from tasks.events import StageEvent, publish
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, save_model
@@ -258,14 +257,12 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
 
 
 def _run_part(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
-    """Do a part in a worker unless its file is there, and tell how far the stage is."""
+    """Do a part in a worker unless its file is there."""
     store = Workspace(workspace)
     if not store.exists(part.file):
         work = score_part if part.kind == "baselines" else train_part
         at_once = 1 if resolve_device(settings.device) == "cuda" else processes
         run_in_worker(work, workspace, settings, plan, part, processes=at_once)
-        done = sum(store.exists(other.file) for other in plan.parts)
-        publish(StageEvent(STAGE, done, len(plan.parts)))
     return part.file
 
 

@@ -12,27 +12,22 @@ stored come from the calibration of the other folds.
 from dataclasses import asdict
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from prefect import task
 from safetensors.torch import load, save
-from scipy.special import expit
 
-from models.baselines import classification_baselines
-from models.metrics import classification_scores
-from models.reliability import fit_calibration, held_out_probabilities, reliability_curve
-from models.s2snet_training import predict_logits, remove_checkpoints, train_network
-from models.splits import Fold
+from models.baselines import classification_baselines, regression_baselines
+from models.crystal_trees import crystal_features, fit_trees
+from models.crystals import crystal_arrays
+from models.s2snet import S2SNetConfig
+from models.s2snet_training import predict_answers, remove_checkpoints, train_network
 from models.training import one_thread, resolve_device
 from tasks.bnas_data import Part
-from tasks.bnas_ensemble import CALIBRATION_SPLITS
-from tasks.events import StageEvent, publish
 from tasks.folds import cross_validations
 from tasks.leakage import audit
-from tasks.model_store import save_model
+from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
 from tasks.s2snet_data import (
     CODE_VERSION,
@@ -48,8 +43,19 @@ from tasks.s2snet_data import (
     read_crystals,
 )
 from tasks.s2snet_ensemble import S2SEnsemble, S2SPrediction, load_s2snet
-from tasks.schemas import PREDICTIONS
-from tasks.settings import TrainingSettings
+from tasks.s2snet_pretraining import pretrained_weights
+from tasks.s2snet_scores import (
+    as_answers,
+    as_predictions,
+    calibrate,
+    choose_calibration,
+    own_predictions,
+    score_fusion,
+    score_predictions,
+    score_temperatures,
+    seen_in_pretraining,
+)
+from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageOutcome, StageReport, run_stage
 from tasks.train_bnas import as_fold_table, part_seed
 from tasks.training_figures import write_training_figures
@@ -60,153 +66,101 @@ __all__ = ["S2SEnsemble", "S2SPrediction", "dataset_from_s2s", "load_s2snet"]
 
 STAGE = "train-s2snet"
 HEADLINE = "roc_auc"
-LOGITS = pa.schema(
-    [
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("fold", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),  # among the measured crystals
-        pa.field("logit", pa.float64(), nullable=False),
-    ]
-)
 
 
 @lru_cache(maxsize=1)
-def _crystals(url: str, _data: str, cutoff: float) -> Crystals:
+def _crystals(url: str, _data: str, config: S2SNetConfig) -> Crystals:
     """Crystals and their neighbours, found once a process for one state of the data."""
-    return read_crystals(Workspace(url), cutoff)
+    return read_crystals(Workspace(url), config)
 
 
-def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
-    """Train the network of a fold and write its logits, or a network of the ensemble and write its weights."""
+@lru_cache(maxsize=1)
+def _features(url: str, data: str, config: S2SNetConfig) -> np.ndarray:
+    """(labelled, features) what the trees see of the measured crystals, found once a process."""
+    return np.array([crystal_features(crystal_arrays(crystal)) for crystal in _crystals(url, data, config).structures])
+
+
+def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part) -> None:
+    """Train the network of a fold and write its answers, or a network of the ensemble and write its weights.
+
+    Where the configuration blends, the trees of the part are trained, too.
+    """
     workspace, named = Workspace(url), choose_network(settings)
-    crystals = _crystals(url, plan.data, named.network.radius)
+    crystals = _crystals(url, plan.data, named.network)
     fold = fold_rows(crystals, settings, part) if part.kind == "fold" else None
     train = fold.train if fold else np.arange(len(crystals.labels))
     test = crystals.labelled[fold.test] if fold else np.array([], dtype=np.int64)
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
+    labels, log_tc, seed = crystals.labels[train], crystals.log_tc[train], part_seed(settings.seed, part.name)
     with one_thread():
         network = train_network(
             named,
             [crystals.graphs[row] for row in crystals.labelled[train]],
-            crystals.labels[train],
+            labels,
             [crystals.graphs[row] for row in pretraining_rows(crystals, part.split, test)],
-            part_seed(settings.seed, part.name),
+            seed,
+            log_tc=log_tc,
+            positive_share=settings.positive_share,
+            start=pretrained_weights(workspace, plan.pretrained) if plan.pretrained else None,
             device=settings.device,
+            devices=settings.devices,
             checkpoint=checkpoint,
         )
+        features = _features(url, plan.data, named.network) if named.trees else None
+        trees = None if features is None else fit_trees(features[train], labels, log_tc, seed, settings.positive_share)
         if fold:
-            logits = predict_logits(network, [crystals.graphs[row] for row in test])
-            workspace.write_table(part.file, as_logits(part.split, fold, logits))
+            answers = predict_answers(network, [crystals.graphs[row] for row in test])
+            workspace.write_table(part.file, as_answers(part.split, fold, answers, trees, features))
         else:
+            if trees is not None:
+                workspace.write_json(trees_file(part), asdict(trees))
             state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
             workspace.write_bytes(part.file, save(state))
     if checkpoint:
         remove_checkpoints(checkpoint)
 
 
-def score_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: Part) -> None:
-    """Fit every baseline on a fold and write its probabilities."""
-    crystals = _crystals(url, plan.data, choose_network(settings).network.radius)
+def score_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part) -> None:
+    """Fit every baseline on a fold and write its probabilities and temperatures."""
+    crystals = _crystals(url, plan.data, choose_network(settings).network)
     fold, formulas = fold_rows(crystals, settings, part), crystals.measured.formulas
     seed = part_seed(settings.seed, part.name)
     found = classification_baselines(formulas, crystals.structures, crystals.labels, fold, seed)
-    tables = [as_predictions(crystals, part.split, fold.name, name, fold.test, found[name]) for name in found]
+    tc = regression_baselines(formulas, crystals.structures, crystals.measured.tc_kelvin, fold, seed)
+    tables = [as_predictions(crystals, part.split, fold.name, name, fold.test, found[name], tc[name]) for name in found]
     Workspace(url).write_table(part.file, pa.concat_tables(tables))
 
 
-def as_logits(split: str, fold: Fold, logits: np.ndarray) -> pa.Table:
-    """Logits of a fold's test crystals as a table (LOGITS)."""
-    count = len(fold.test)
-    return pa.table(
-        {"split": [split] * count, "fold": [fold.name] * count, "row": fold.test, "logit": logits}, schema=LOGITS
-    )
-
-
-def as_predictions(
-    crystals: Crystals, split: str, fold: str, model: str, rows: np.ndarray, probabilities: np.ndarray
-) -> pa.Table:
-    """Probabilities of measured crystals as a table (PREDICTIONS)."""
-    measured = crystals.measured
-    ids, formulas, tc = measured.column("material_id"), measured.formulas, measured.tc_kelvin
-    found = [
-        {
-            "split": split,
-            "fold": fold,
-            "model": model,
-            "material_id": ids[row],
-            "formula": formulas[row],
-            "tc_kelvin": float(tc[row]),
-            "superconductor": bool(tc[row] > 0),
-            "probability": float(probability),
-        }
-        for row, probability in zip(rows, probabilities, strict=True)
-    ]
-    return pa.Table.from_pylist(found, schema=PREDICTIONS)
-
-
-def own_predictions(crystals: Crystals, logits: pa.Table) -> pa.Table:
-    """Calibrated probabilities of the networks' held-out logits (PREDICTIONS), each fold by the other folds."""
-    tables = []
-    for split in logits["split"].unique().to_pylist():
-        chosen = logits.filter(pc.equal(logits["split"], split))
-        folds, rows = np.array(chosen["fold"].to_pylist()), chosen["row"].to_numpy()
-        found = held_out_probabilities(chosen["logit"].to_numpy(), crystals.labels[rows], folds.tolist())
-        for fold in np.unique(folds):
-            here = folds == fold
-            tables.append(as_predictions(crystals, split, str(fold), NAME, rows[here], found[here]))
-    return pa.concat_tables(tables)
-
-
-def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores by split and model, over the pooled out-of-fold predictions."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for split in table["split"].unique().to_pylist():
-        for model in table["model"].unique().to_pylist():
-            rows = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model)))
-            label, probability = (
-                rows[name].to_numpy(zero_copy_only=False) for name in ("superconductor", "probability")
-            )
-            found = classification_scores(label, probability, seed=seed)
-            scores.setdefault(split, {})[model] = {name: score.as_json() for name, score in found.items()}
-    return scores
-
-
-def calibrate(crystals: Crystals, logits: pa.Table, own: pa.Table) -> dict[str, Any]:
-    """Calibration of the ensemble, with the reliability of held-out probabilities before and after."""
-    split = next(name for name in CALIBRATION_SPLITS if name in logits["split"].to_pylist())
-    chosen, judged = (table.filter(pc.equal(table["split"], split)) for table in (logits, own))
-    raw, labels = chosen["logit"].to_numpy(), crystals.labels[chosen["row"].to_numpy()]
-    held_out = judged["probability"].to_numpy(), judged["superconductor"].to_numpy(zero_copy_only=False).astype(float)
-    return {
-        "split": split,
-        "materials": len(labels),
-        "fitted": asdict(fit_calibration(raw, labels)),
-        "reliability": reliability_curve(held_out[1], held_out[0]),
-        "brier": float(np.mean(np.square(held_out[0] - held_out[1]))),
-        "reliability_uncalibrated": reliability_curve(labels, expit(raw)),
-        "brier_uncalibrated": float(np.mean(np.square(expit(raw) - labels))),
-    }
-
-
-def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan) -> StageOutcome:
+def gather(workspace: Workspace, settings: S2SNetTrainingSettings, plan: TrainingPlan) -> StageOutcome:
     """Put the parts together: scores, calibration, and the stored model."""
     named = choose_network(settings)
-    crystals = _crystals(workspace.url, plan.data, named.network.radius)
+    crystals = _crystals(workspace.url, plan.data, named.network)
     folds = cross_validations(crystals.measured, settings)
-    logits = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds)
-    own = own_predictions(crystals, logits)
+    answers = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds)
+    method = choose_calibration(crystals, answers)
+    own = own_predictions(crystals, answers, method)
     table = pa.concat_tables([own, *(workspace.read_table(part.file) for part in plan.baselines)])
-    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, logits, own)
+    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, answers, own, method)
     counts = {
         "version": plan.version,
         "crystals": len(crystals.graphs),
         "materials": len(crystals.labels),
         "superconductors": int(crystals.labels.sum()),
     }
-    metrics = {"scores": scores, "leakage": audit(crystals.measured, folds), "calibration": calibration, **counts}
+    metrics = {
+        "scores": scores,
+        "tc_scores": score_temperatures(table, settings.seed),
+        "fusion_adds": score_fusion(table, settings.seed),
+        "leakage": audit(crystals.measured, folds),
+        "calibration": calibration,
+        **seen_in_pretraining(workspace, plan, own),
+        **counts,
+    }
     config = {
         **describe_network(named),
         "calibration": calibration["fitted"],
+        "shares": calibration["shares"],
+        "pretrained": plan.pretrained,
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
         "data": plan.data,
@@ -222,6 +176,7 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
         predictions=table,
         folds=as_fold_table(crystals.measured, folds),
     )
+    files += copy_trees(workspace, plan) if named.trees else []
     counts |= {f"{HEADLINE} {name}": round(found[NAME][HEADLINE]["value"], 3) for name, found in scores.items()}
     return StageOutcome(
         rows_in=len(crystals.graphs) + len(crystals.rejected),
@@ -232,46 +187,62 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
     )
 
 
-def _run_part(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
-    """Do a part in a worker unless its file is there, and tell how far the stage is."""
+def copy_trees(workspace: Workspace, plan: TrainingPlan) -> list[str]:
+    """Put the trees of the ensemble beside its networks."""
+    files = []
+    for number, part in enumerate(plan.members):
+        files.append(f"{model_folder(NAME, plan.version)}/trees-{number}.json")
+        workspace.write_bytes(files[-1], workspace.read_bytes(trees_file(part)))
+    return files
+
+
+def trees_file(part: Part) -> str:
+    """The trees of a part of the ensemble, until they are put together."""
+    return part.file.replace(".safetensors", ".trees.json")
+
+
+def _run_part(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+    """Do a part in a worker unless its file is there."""
     store = Workspace(workspace)
     if not store.exists(part.file):
         work = score_part if part.kind == "baselines" else train_part
         at_once = 1 if resolve_device(settings.device) == "cuda" else processes
         run_in_worker(work, workspace, settings, plan, part, processes=at_once)
-        done = sum(store.exists(other.file) for other in plan.parts)
-        publish(StageEvent(STAGE, done, len(plan.parts)))
     return part.file
 
 
 @task(name="plan-s2snet")
-def plan_training(workspace: str, settings: TrainingSettings) -> TrainingPlan:
+def plan_training(workspace: str, settings: S2SNetTrainingSettings) -> TrainingPlan:
     """Check the crystals and their classes, make and audit the folds, name the parts."""
     store = Workspace(workspace)
-    return make_plan(store, read_crystals(store, choose_network(settings).network.radius), settings)
+    return make_plan(store, read_crystals(store, choose_network(settings).network), settings)
 
 
 @task(name="train-s2snet-fold", task_run_name="s2snet-{part.name}")
-def train_fold(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+def train_fold(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
     """Train on one fold and predict its held-out crystals."""
     return _run_part(workspace, settings, plan, part, processes)
 
 
 @task(name="score-s2snet-baselines", task_run_name="baselines-{part.name}")
-def score_baselines(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+def score_baselines(
+    workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int
+) -> str:
     """Fit the baselines on one fold and predict its held-out crystals."""
     return _run_part(workspace, settings, plan, part, processes)
 
 
 @task(name="train-s2snet-member", task_run_name="s2snet-{part.name}")
-def train_member(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
+def train_member(
+    workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int
+) -> str:
     """Train one network of the ensemble on all measured crystals."""
     return _run_part(workspace, settings, plan, part, processes)
 
 
 @task(name="finish-s2snet")
 def finish_training(
-    workspace: str, settings: TrainingSettings, plan: TrainingPlan, started: datetime | None = None
+    workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, started: datetime | None = None
 ) -> StageReport:
     """Score, calibrate and store the ensemble; the pointer to the latest version is written last."""
     close_workers()

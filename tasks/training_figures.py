@@ -3,13 +3,16 @@
 The report and the artifacts of a training draw the same ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from models.element_maps import pearson_matrix, place_elements
+from tasks.element_figures import CORRELATION_CAPTION, MAP_CAPTION, correlation_figure, element_map_figure
 from tasks.figures import (
     Interval,
     calibration_figure,
@@ -19,11 +22,13 @@ from tasks.figures import (
     roc_figure,
     score_figure,
 )
-from tasks.model_store import model_folder
+from tasks.model_store import latest_version, model_folder
 from tasks.progress import leave_figure
 from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
+from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.workspace import Workspace
 
+WILSON = 1.96  # standard deviations of a 95 % interval
 MAX_CURVES = 4  # baselines in a ROC figure: the best ones
 
 
@@ -41,46 +46,79 @@ def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> 
     if panels := _parity_panels(network) if network.network == "bnas" else {}:
         caption = "Measured and predicted Tc of each labelled material, predicted by a network that had not seen it."
         found["predictions"] = (parity_figure(panels), caption)
-    if rocs := _roc_panels(network) if network.network == "s2snet" else {}:
+    if rocs := roc_panels(network, MAX_CURVES) if network.network == "s2snet" else {}:
         caption = f"Held-out predictions of {network.title} and its best baselines."
         found["predictions"] = (roc_figure(rocs, network.title), caption)
-    if points := calibration_points(network.calibration):
-        caption = "On held-out materials; on the line, intervals and probabilities mean what they say."
-        labels = (
-            ("meant coverage", "share inside")
-            if network.network == "bnas"
-            else ("probability", "share that superconducts")
-        )
-        found["calibration"] = (calibration_figure(points, *labels), caption)
+    if drawn := draw_calibration(network):
+        found["calibration"] = drawn
     if curves is not None and len(curves):
         caption = "Mean loss of each epoch, and of what was held out, which decides nothing."
         found["curves"] = (curve_figure(_curves_by_part(curves)), caption)
     return found
 
 
-def calibration_points(calibration: Mapping[str, object]) -> list[tuple[float, float]]:
+def draw_calibration(network: NetworkScores) -> tuple[Figure, str] | None:
+    """Reliability of a network's intervals or probabilities with its caption; None where none is stored."""
+    points = calibration_points(network.calibration)
+    if not points:
+        return None
+    caption = "On held-out materials; on the line, intervals and probabilities mean what they say."
+    labels = (
+        ("meant coverage", "share inside") if network.network == "bnas" else ("probability", "share that superconducts")
+    )
+    before = _points(network.calibration, "reliability_uncalibrated", "predicted")
+    if before:
+        caption += " Bars are 95 % intervals of the shares."
+    intervals = share_intervals(network.calibration.get("reliability", ()))
+    return calibration_figure(points, *labels, before, intervals), caption
+
+
+def calibration_points(calibration: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Expected and observed shares of a stored calibration."""
-    for name, expected in (("coverage", "expected"), ("reliability", "predicted")):
-        rows = calibration.get(name)
-        if isinstance(rows, list):
-            return [(row[expected], row["observed"]) for row in rows if row["observed"] is not None]
-    return []
+    return _points(calibration, "coverage", "expected") or _points(calibration, "reliability", "predicted")
+
+
+def share_intervals(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """95 % intervals of the observed shares of a reliability curve (Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
+    found = []
+    for row in rows:
+        share, count = row["observed"], row["materials"]
+        middle = (share + WILSON**2 / (2 * count)) / (1 + WILSON**2 / count)
+        half = WILSON * np.sqrt(share * (1 - share) / count + (WILSON / (2 * count)) ** 2) / (1 + WILSON**2 / count)
+        found.append((float(middle - half), float(middle + half)))
+    return found
+
+
+def embedding_figures(s2snet: S2SEnsemble) -> dict[str, tuple[Figure, str]]:
+    """Figures of S2SNet's elements with their captions: ``elements``, ``element-map``."""
+    embeddings = s2snet.element_embeddings()
+    return {
+        "elements": (correlation_figure(*pearson_matrix(embeddings)), CORRELATION_CAPTION),
+        "element-map": (element_map_figure(place_elements(embeddings)), MAP_CAPTION),
+    }
 
 
 def write_training_figures(workspace: Workspace, name: str) -> list[str]:
     """Draw the latest version of a network into its folder, and leave the figures as artifacts of the run."""
-    network = read_scores(workspace, name)
+    network = read_scores(workspace, name, latest_version(workspace, name))
     if network is None:
         return []
     folder = model_folder(name, network.version)
     curves = f"{folder}/curves.parquet"
     table = workspace.read_table(curves) if workspace.exists(curves) else None
+    figures = training_figures(network, table)
+    if name == "s2snet":
+        figures |= embedding_figures(load_s2snet(workspace, network.version))
     files = []
-    for title, (figure, caption) in training_figures(network, table).items():
+    for title, (figure, caption) in figures.items():
         files.append(f"{folder}/figures/{title}.svg")
         workspace.write_bytes(files[-1], figure_bytes(figure))
         leave_figure(f"{name}-{title}", figure_bytes(figure, "png"), f"{network.title}: {caption}")
     return files
+
+
+def _points(calibration: Mapping[str, Any], name: str, expected: str) -> list[tuple[float, float]]:
+    return [(row[expected], row["observed"]) for row in calibration.get(name, ()) if row["observed"] is not None]
 
 
 def _scores(network: NetworkScores) -> Figure:
@@ -103,10 +141,13 @@ def _parity_panels(network: NetworkScores) -> dict[str, tuple[np.ndarray, np.nda
     return panels
 
 
-def _roc_panels(network: NetworkScores) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def roc_panels(
+    network: NetworkScores, curves: int | None = None
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Labels and held-out probabilities by split and model: the network and its best ``curves`` baselines, or all."""
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for split in network.scores:
-        for model in network.models(split)[: MAX_CURVES + 1]:
+        for model in network.models(split)[: None if curves is None else curves + 1]:
             table = own_predictions(network, split, model)
             if len(table):
                 label = table["superconductor"].to_numpy(zero_copy_only=False).astype(int)

@@ -16,13 +16,12 @@ import torch
 from prefect import task
 from torch import nn
 
-from models.bnas import BnasConfig
-from models.bnas_training import log_labels, train_network
+from models.bnas import BnasConfig, BnasInputs
+from models.bnas_training import HeldOutLoss, log_labels, train_network
 from models.exceptions import TrainingError
 from models.splits import make_folds
 from models.training import one_thread
 from tasks.bnas_data import choose_network, labelled_inputs, read_labelled
-from tasks.events import StageEvent, publish
 from tasks.exceptions import InputError
 from tasks.figures import bar_figure, figure_bytes
 from tasks.folds import cross_validations
@@ -235,21 +234,17 @@ def config_of_inputs(config: BnasConfig) -> BnasConfig:
     return config.model_copy(update={name: getattr(defaults, name) for name in PARAMETERS})
 
 
-def _validator(
-    trial: Any, inputs: torch.Tensor, tc_kelvin: np.ndarray, epochs: int
-) -> Callable[[int, nn.Module], None]:
+def _validator(trial: Any, inputs: BnasInputs, tc_kelvin: np.ndarray, epochs: int) -> Callable[[int, nn.Module], None]:
     """What runs after each epoch: every so often the validation loss, and an end to a trial that is behind."""
     import optuna
 
-    labels, every = torch.from_numpy(log_labels(tc_kelvin)), max(1, epochs // VALIDATIONS)
+    held_out, every = HeldOutLoss(inputs, torch.from_numpy(log_labels(tc_kelvin))), max(1, epochs // VALIDATIONS)
 
     def validate(epoch: int, network: nn.Module) -> None:
         if epoch % every and epoch != epochs:
             return
-        device = next(network.parameters()).device
         with torch.no_grad():
-            answers = torch.cat([network(chunk.to(device)).cpu() for chunk in inputs.split(64)])
-        loss = float(nn.functional.mse_loss(answers, labels))
+            loss = held_out(network)
         trial.set_user_attr("loss", loss)
         trial.set_user_attr("epochs", epoch)
         trial.report(loss, epoch)
@@ -339,9 +334,6 @@ def try_parameters(
 ) -> int:
     """Run one trial in a worker."""
     run_in_worker(run_trial, workspace, settings, training, number, processes=processes)
-    publish(
-        StageEvent(STAGE, len(finished_trials(open_study(Workspace(workspace), settings, training))), settings.trials)
-    )
     return number
 
 

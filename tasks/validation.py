@@ -15,7 +15,7 @@ from tasks.bnas_data import NAME
 from tasks.bnas_ensemble import COVERAGE, load_bnas
 from tasks.exceptions import InputError
 from tasks.held_out import read_held_out
-from tasks.model_store import latest_version
+from tasks.model_store import chosen_version
 from tasks.prediction import round_significant
 from tasks.progress import leave_summary, leave_table
 from tasks.schemas import PAIRS
@@ -188,7 +188,7 @@ def validate(workspace: Workspace, compounds: Sequence[Compound] = TABLE_I, cove
             rows.append(known | {"found": False, "note": say_missing(workspace, compound)})
         for candidate, doubt in matches:
             _, grids = read_grids(candidate.place, [candidate.material_id])
-            prediction = bnas.predict(grids, "cpu")
+            prediction = bnas.predict(grids, "cpu", [candidate.formula])
             names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
             own = not candidate.collection and candidate.material_id in held_out.trained
             held = held_out.values.get(candidate.material_id) if own else None
@@ -226,7 +226,7 @@ def run_validation(workspace: Workspace, coverage: float = COVERAGE) -> StageRep
             counts={"compounds": accounted, "grids": len(there), "missing": len(missing)} | count_pairs(table),
         )
 
-    version = latest_version(workspace, NAME)
+    version = chosen_version(workspace, NAME)
     places = [place for place in [workspace, *collections_of(workspace)] if place.exists(INDEX)]
     inputs = [version, str(coverage), *(f"{place.url} {place.fingerprint(INDEX)}" for place in places)]
     inputs += [workspace.fingerprint(ORDERED_TABLE)] if workspace.exists(ORDERED_TABLE) else []

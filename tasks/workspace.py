@@ -8,6 +8,7 @@ import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ class Workspace:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def modified(self, name: str) -> datetime:
+        """When the file was last written."""
+        with self._errors("read", name):
+            found = self.fs.modified(self.path(name))
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 of the file's bytes."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import postgres_cluster, postgres_url  # noqa: F401 - fixtures for every test
 from tests.s3 import s3_endpoint, s3_server  # noqa: F401 - fixtures for every test
 from tests.slurm import slurm, slurm_on_loopback  # noqa: F401 - fixtures for every test
 

@@ -24,11 +24,15 @@ pretrain = typer.Typer(help="Learn from grids without labels. Example: meissner 
 tune = typer.Typer(help="Search hyperparameters with Optuna. Example: meissner tune bnas --trials 20 --epochs 10")
 explain = typer.Typer(help="Show what a network looks at. Example: meissner explain bnas vasprun.xml --output why")
 validate = typer.Typer(help="Predict what the papers report on. Example: meissner validate pairs")
+benchmark = typer.Typer(
+    help="Judge methods on the same folds. Example: meissner benchmark s2s --data s2s.jsonl.gz --methods cgcnn"
+)
 app.add_typer(train, name="train", no_args_is_help=True)
 app.add_typer(pretrain, name="pretrain", no_args_is_help=True)
 app.add_typer(tune, name="tune", no_args_is_help=True)
 app.add_typer(explain, name="explain", no_args_is_help=True)
 app.add_typer(validate, name="validate", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark", no_args_is_help=True)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
@@ -86,9 +90,21 @@ def train_s2snet(
     split: Split = None,
     seed: Seed = None,
     device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Start from pre-trained weights: latest, a version, or none")
+    ] = None,
+    freeze: Annotated[bool | None, typer.Option(help="Keep the pre-trained trunk fixed, train the head")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the fine-tuning")] = None,
+    trees: Annotated[bool | None, typer.Option(help="Blend with gradient boosting")] = None,
+    positive_share: Annotated[
+        float | None, typer.Option(help="Superconductors among those not known to be one, as a share")
+    ] = None,
 ) -> None:
     """Crystal to superconductor or not. Example: meissner train s2snet --split chemical-system"""
     choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
+    choices |= {"devices": devices, "pretrained": pretrained, "freeze": freeze, "learning_rate": learning_rate}
+    choices |= {"trees": trees, "positive_share": positive_share}
     _train("s2snet", profile, workspace, **choices, splits=split or None)
 
 
@@ -117,6 +133,32 @@ def pretrain_bnas(
         f"{found['visible mean']}, the training mean {found['training mean']}"
     )
     console.print(f"The weights: {location(place, 'models/bnas-pretraining')}/{found['version']}")
+
+
+@pretrain.command("s2snet")
+def pretrain_s2snet(
+    profile: Profile = None,
+    workspace: Place = None,
+    config: Config = None,
+    epochs: Epochs = None,
+    masking: Annotated[str | None, typer.Option(help="What is hidden: atoms (15 %), or element (all of one)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, hidden elements and batches")] = None,
+    device: Device = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share the training")] = None,
+) -> None:
+    """Hidden elements of crystals, guessed. Example: meissner pretrain s2snet --config s2snet --masking element"""
+    choices = {"config": config, "epochs": epochs, "masking": masking, "seed": seed}
+    choices |= {"device": device, "devices": devices}
+    settings = load_settings(profile, workspace=workspace, s2snet_pretraining=choices)
+    with opened(settings, ("pretrain-s2snet",)) as (place, console):
+        from flows.pretrain_s2snet import pretrain_s2snet as flow
+
+        found = flow(settings.workspace, settings.s2snet_pretraining).counts
+    console.print(
+        f"Of {found['hidden_atoms']} hidden elements of {found['held_out']} held-out crystals, {found['accuracy']:.1%} "
+        f"guessed; the most frequent element would be right in {found['most_frequent']:.1%}"
+    )
+    console.print(f"The weights: {location(place, 'models/s2snet-pretraining')}/{found['version']}")
 
 
 @tune.command("bnas")
@@ -163,6 +205,82 @@ def explain_bnas(
     place = Workspace(load_settings(profile, workspace=workspace).workspace)
     found, files = explain_material(place, material, output, None if band is None else band - 1, _point(point))
     print_explanation(Console(), found, files)
+
+
+@explain.command("s2snet")
+def explain_s2snet(
+    crystals: Annotated[list[str], typer.Argument(help="CIF, POSCAR or JSON files, or ids of ordered crystals")],
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/s2snet in the workspace")
+    ] = None,
+) -> None:
+    """Which atoms the answer hangs on, drawn. Example: meissner explain s2snet H3S.cif MgB2-191 --output why"""
+    from rich.console import Console
+
+    from flows.display import print_activations
+    from tasks.activation import explain_crystals
+    from tasks.workspace import Workspace
+
+    place = Workspace(load_settings(profile, workspace=workspace).workspace)
+    found, files, rejected = explain_crystals(place, crystals, output)
+    print_activations(Console(), found, files, rejected)
+
+
+@explain.command("elements")
+def explain_elements(
+    profile: Profile = None,
+    workspace: Place = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for the files; without: explain/elements in the workspace")
+    ] = None,
+) -> None:
+    """How S2SNet sees the elements, and its held-out folds. Example: meissner explain elements --output why"""
+    from tasks.element_maps import explain_elements as draw
+    from tasks.workspace import Workspace
+
+    _, words, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
+    print("\n".join([*words, *files]))
+
+
+@benchmark.command("s2s")
+def benchmark_s2s(
+    data: Annotated[str, typer.Option(help="Crystals with their class: JSON lines, as the S2S dataset has them")],
+    profile: Profile = None,
+    workspace: Place = None,
+    folds: Folds = None,
+    split: Annotated[list[str] | None, typer.Option(help="random or chemical-system; may be repeated")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="cgcnn, megnet, s2snet, paper, or one method such as paper-10-pretrained; may be repeated"),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Named network and recipe of our S2SNet")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of S2SNet as printed; below 512 it is scaled down")] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="Depths of S2SNet as printed; may be repeated")] = None,
+    epochs: Epochs = None,
+    pretraining_epochs: Annotated[int | None, typer.Option(help="Epochs of S2SNet's pre-training")] = None,
+    graph_epochs: Annotated[int | None, typer.Option(help="Epochs of CGCNN and MEGNet")] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="More crystals for pre-training: JSON lines, CIF, folder, zip")
+    ] = None,
+    disorder: Annotated[str | None, typer.Option(help="Partial occupancies: refuse or order")] = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """S2SNet, CGCNN, MEGNet, forest on the same folds. Example: meissner benchmark s2s --data s2s.jsonl.gz"""
+    choices: dict[str, Any] = {"folds": folds, "splits": split or None, "methods": methods or None, "config": config}
+    choices |= {"width": width, "layers": layers or None, "epochs": epochs, "pretraining_epochs": pretraining_epochs}
+    choices |= {"graph_epochs": graph_epochs, "unlabelled": unlabelled, "disorder": disorder, "seed": seed}
+    settings = load_settings(profile, workspace=workspace, benchmark={**choices, "device": device})
+    from flows.display import print_benchmark
+
+    with opened(settings, ("benchmark-s2s",)) as (place, console):
+        from flows.benchmark import benchmark_s2s as flow
+
+        flow(settings.workspace, data, settings.benchmark, settings.processes)
+    print_benchmark(console, place)
+    console.print(f"Tables, scores and figures: {location(place, 'benchmarks/s2s')}", soft_wrap=True)
 
 
 @validate.command("pairs")

@@ -52,22 +52,43 @@ def discover(
 
 @app.command()
 def screen(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="mp or mp:COPY, or files of bands as for `grid`; none: the workspace's own grids"),
+    ] = None,
     profile: Profile = None,
     workspace: Place = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Collection for what is read from sources; without sources, to screen its grids")
+    ] = None,
     max_gap: Annotated[float | None, typer.Option(help="Largest band gap, eV")] = None,
     element: Annotated[list[str] | None, typer.Option(help="Only materials that hold it; may be repeated")] = None,
+    elements: Annotated[str | None, typer.Option(help="Only materials that hold one of these: Nb,Ti")] = None,
+    ids: Annotated[str | None, typer.Option(help="File of ids, one a line")] = None,
+    since: Annotated[str | None, typer.Option(help="Only rows changed on this day or later, YYYY-MM-DD")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many materials")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Materials a task")] = None,
+    best: Annotated[int | None, typer.Option(help="So many of the best are asked about in all 24 images")] = None,
+    keep_grids: Annotated[bool, typer.Option("--keep-grids", help="Keep the grids of all materials")] = False,
 ) -> None:
-    """Rank every material that has bands. Example: meissner screen --max-gap 0.2 --element Nb"""
+    """Rank every material that has bands. Example: meissner screen mp --elements Nb,Ti"""
     from flows.display import print_candidates
 
-    choices = {"max_gap_ev": max_gap, "elements": element or None, "limit": limit}
-    settings = load_settings(profile, workspace=workspace, screening=choices)
-    with opened(settings, ("screen",)) as (place, console):
+    symbols = [*(element or ()), *(elements.split(",") if elements else ())]
+    choices = {"max_gap_ev": max_gap, "elements": symbols or None, "ids": ids, "since": since, "limit": limit}
+    work = {"chunk": chunk, "best": best, "keep_grids": keep_grids or None}
+    settings = load_settings(profile, workspace=workspace, screening={**choices, **work})
+    named = tuple(sources or ())
+    with opened(settings, ("grid", "screen") if keep_grids and named else ("screen",)) as (place, console):
         from flows.screening import screen as flow
+        from tasks.screening import RESULT, screening_place
 
-        flow(settings.workspace, settings.screening)
-    print_candidates(console, place)
+        steps = steps_of(settings, "grid", "cluster")
+        there = screening_place(place, named, collection, settings.screening)
+        flow(settings.workspace, settings.screening, named, collection, **steps, processes=settings.processes)
+    print_candidates(console, there)
+    if there is not place:
+        console.print(f"All of them: {location(there, RESULT)}\nThe report: meissner report --workspace {there.url}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ GPAW is imported only here, so that a calculation can be killed, run out of memo
 """
 
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -118,6 +119,8 @@ def diagonalise_directly(ground: Any, task: dict[str, Any], kept: int) -> Any:
     changes = {"kpts": {"size": task["band_grid"], "gamma": True}, "nbands": kept, "txt": task["log"]}
     calc = GPAW(**{**ground.parameters, **changes})
     calc.initialize(ground.atoms)
+    if calc.wfs.gd.comm.size > 1:  # an MPI run that shares each k point between processes
+        return diagonalise_iteratively(ground, task, kept)
     calc.wfs.diagonalize_full_hamiltonian(ground.hamiltonian, ground.atoms, calc.log, nbands=kept, expert=True)
     return calc
 
@@ -162,17 +165,55 @@ def band_gap(energies: np.ndarray, efermi: float) -> float:
 
 
 def projected_densities(calc: Any) -> dict[str, Any]:
-    """s, p and d densities of states inside the atomic spheres, states per eV and cell, both spins summed."""
+    """s, p and d densities of states inside the atomic spheres, states per eV and cell, both spins summed.
+
+    Inside an atom's sphere a state is the sum of the all-electron partial waves with the projections P_jm as
+    coefficients (Blöchl, Phys. Rev. B 50, 17953, 1994), so that its share of angular momentum l there is the sum over
+    m and the partial waves j, j' of that l of P*_jm P_j'm O_jj'. What lies between the spheres belongs to no atom.
+    """
     dos = calc.dos()
-    spins = calc.get_number_of_spins()
+    shares = sphere_shares(calc)
     result: dict[str, Any] = {"dos_energies": DOS_ENERGIES.round(6).tolist()}
-    for number, name in enumerate("spd"):
-        total = np.zeros_like(DOS_ENERGIES)
-        for atom in range(len(calc.atoms)):
-            for spin in range(spins) if spins == 2 else [None]:
-                total += dos.raw_pdos(DOS_ENERGIES, atom, number, None, spin, DOS_WIDTH_EV)
-        result[f"dos_{name}"] = total.round(DECIMALS).tolist()
+    for name, share in zip("spd", shares, strict=True):
+        spins = zip(dos.eig_skn, share, strict=True)
+        total = sum(dos.calculate(DOS_ENERGIES, energies, weights, DOS_WIDTH_EV) for energies, weights in spins)
+        result[f"dos_{name}"] = (total * dos.degeneracy).round(DECIMALS).tolist()
     return result
+
+
+def sphere_shares(calc: Any) -> np.ndarray:
+    """Share of each state in the s, p and d waves of all spheres, (3, spins, k points, bands), from 0 to about 1."""
+    points = calc.wfs.kd
+    shares = np.zeros((3, points.nspins, points.nibzkpts, calc.wfs.bd.nbands))
+    own_bands = calc.wfs.bd.get_slice()
+    for kpt in calc.wfs.kpt_u:
+        for atom, projections in kpt.projections.items():
+            setup = calc.wfs.setups[atom]
+            first = np.cumsum([0] + [2 * number + 1 for number in setup.l_j])
+            waves = [projections[:, start:stop] for start, stop in itertools.pairwise(first)]
+            for one, other, overlap in sphere_overlaps(setup):
+                product = (waves[one].conj() * waves[other]).sum(axis=1).real
+                shares[setup.l_j[one], kpt.s, kpt.k, own_bands] += overlap * product
+    calc.world.sum(shares)  # an atom, a k point and a band of it are in one process of an MPI run each
+    return shares
+
+
+def sphere_overlaps(setup: Any) -> list[tuple[int, int, float]]:
+    """Pairs (j, j', O_jj') of an element's s, p and d partial waves: O_jj' is the integral of phi_j phi_j' r^2.
+
+    It runs from the nucleus to the largest cutoff radius of the element's waves, 0.5 to 2 angstrom.
+    """
+    grid = setup.data.rgd
+    inside = grid.r_g <= max(setup.rcut_j)
+    volume = (grid.r_g**2 * grid.dr_g)[inside]
+    waves = [np.asarray(wave)[: len(inside)][inside] for wave in setup.data.phi_jg]
+    momenta = list(enumerate(setup.l_j))
+    return [
+        (one, other, float(waves[one] @ (volume * waves[other])))
+        for one, number in momenta
+        for other, same in momenta
+        if number == same <= 2
+    ]
 
 
 def run_step(task: dict[str, Any]) -> dict[str, Any]:

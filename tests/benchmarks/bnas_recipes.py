@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bnas_recipes.py WORKSPACE --recipes published starter best
 
-WORKSPACE holds labelled grids (a collection will do). All recipes train the network of the ``starter`` configuration,
+WORKSPACE holds labelled grids (a collection will do). The recipes train the network of the ``starter`` configuration,
 for the published one is too large for a CPU; ``published`` is the paper's optimiser with one image a step, for as many
-epochs. R2 is of ln(Tc + 1) over all held-out materials, grouped by chemical system, mean over seeds; the time is of all
-folds.
+epochs. ``best`` is the configuration of that name, which sees the composition, too; with ``bands hidden`` it sees
+nothing else, with ``composition hidden`` it is its network of the bands alone. R2 is of ln(Tc + 1) over all held-out
+materials, grouped by chemical system, mean over seeds; the time is of all folds.
 """
 
 # ruff: noqa: T201 - a benchmark prints its table
@@ -20,8 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from models.bnas import CONFIGS, prepare
+from models.bnas import CONFIGS, BnasConfig, BnasInputs, prepare
 from models.bnas_training import kelvin, predict_images, train_network
+from models.composition_branch import composition_fractions
 from models.metrics import regression_scores
 from models.training import Recipe
 from tasks.bnas_data import read_labelled
@@ -59,27 +61,41 @@ RECIPES: dict[str, tuple[dict, dict]] = {  # changes of network and recipe
     "one block": ({"depth": 1}, {}),
     "dropout 0.5": ({"embed_dropout": 0.5, "dropout": 0.5}, {}),
 }
+BEST: dict[str, tuple[dict, dict]] = {  # changes of the ``best`` network and recipe
+    "best": ({}, {}),
+    "best, bands hidden": ({}, {}),
+    "best, composition hidden": ({"composition": None}, {}),
+    "best, 120 epochs": ({}, {"epochs": 120}),
+    "best, mesh 16": ({"mesh": 16}, {}),
+}
+
+
+def chosen(name: str) -> tuple[BnasConfig, Recipe]:
+    """Network and recipe of a name."""
+    base, (network, recipe) = (CONFIGS["best"], BEST[name]) if name in BEST else (STARTER, RECIPES[name])
+    return base[0].model_copy(update=network), Recipe.model_validate(base[1].model_dump() | recipe)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, *BEST], choices=[*RECIPES, *BEST])
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     place = Workspace(options.workspace)
     labelled = read_labelled(place)
     grids = torch.from_numpy(read_grids(place, labelled.column("material_id"))[1])
-    tc = labelled.tc_kelvin
+    tc, fractions = labelled.tc_kelvin, composition_fractions(labelled.formulas)
     folds = cross_validations(labelled, TrainingSettings(splits=("chemical-system",)))["chemical-system"]
     print(f"{len(tc)} materials, {int((tc > 0).sum())} superconductors, {len(folds)} folds, {options.seeds} seeds")
     print(f"{'recipe':<44} {'R2':>7} {'95 % interval':>17} {'MAE / K':>8} {'s':>6}", flush=True)
     for name in options.recipes:
-        network_changes, recipe_changes = RECIPES[name]
-        config = STARTER[0].model_copy(update=network_changes)
-        recipe = Recipe.model_validate(STARTER[1].model_dump() | recipe_changes)
-        inputs = prepare(grids, config)
+        config, recipe = chosen(name)
+        energies = prepare(grids, config)
+        if name.endswith("bands hidden"):
+            energies = torch.zeros_like(energies)
+        inputs = BnasInputs(energies, fractions if config.composition else None)
         begin, answers = time.perf_counter(), np.zeros((options.seeds, len(tc)))
         for seed in range(options.seeds):
             for number, fold in enumerate(folds):

@@ -3,7 +3,8 @@
     python tests/benchmarks/bnas_speed.py --batch 16 --steps 5
 
 CPU: the published network, the same synthetic grids, SGD as published; seconds a step, better of two rounds, and the
-share of this machine's own float32 matrix-product rate. GPU, where there is one: steps of batch 64 in bf16 with all 24
+share of this machine's own float32 matrix-product rate. With one thread (OMP_NUM_THREADS=1) these are seconds of the
+processor, which hold on a machine with other work, too. GPU, where there is one: steps of batch 64 in bf16 with all 24
 images made on the device, extrapolated to the paper's 59,376 samples x 700 epochs; and predictions from grids that lie
 on the device, one image each.
 """
@@ -35,13 +36,14 @@ H100_BF16 = 989e12  # FLOP/s, dense, as its maker states
 
 def seconds_of(run: Callable[[], Any], rounds: int = 2) -> float:
     """Seconds of the fastest round."""
-    times = []
+    on_one_core = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock, times = time.process_time if on_one_core else time.perf_counter, []
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = clock()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times)
 
 

@@ -15,6 +15,7 @@ COMMANDS = (
     "dataset",
     "audit",
     "tune",
+    "benchmark",
     "grid",
     "jobflow-remote",
     "screen",
@@ -23,6 +24,10 @@ COMMANDS = (
     "validate",
     "report",
     "ui",
+    "deploy",
+    "up",
+    "status",
+    "models",
     "doctor",
 )
 

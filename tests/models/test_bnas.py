@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.augmentation import all_images
 from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
 from models.bnas_training import GridBatches, kelvin, predict_images, train_network
+from models.composition_branch import composition_fractions
 from models.exceptions import ModelInputError
 from models.training import Recipe, build, one_thread
 
@@ -102,7 +103,8 @@ def test_every_configuration_takes_real_grids(name: str) -> None:
     network = build(lambda: Bnas(config), 0).eval()
     energies = torch.randn(2, 18, 32, 32, 32)
     with torch.no_grad(), one_thread():
-        assert network(prepare(energies, config)).shape == (2,)
+        fractions = composition_fractions(["MgB2", "Nb"]) if config.composition else None
+        assert network(prepare(energies, config), fractions).shape == (2,)
 
 
 def test_patches_stand_in_order_and_bands_run_fastest() -> None:

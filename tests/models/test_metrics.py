@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import brier_score_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from models.exceptions import ModelInputError
-from models.metrics import classification_scores, r2_gain, regression_scores
+from models.metrics import classification_gain, classification_scores, r2_gain, regression_scores
 
 GENERATOR = np.random.default_rng(3)
 TC = np.where(np.arange(60) % 3 == 0, 0.0, GENERATOR.exponential(10, 60))
@@ -104,3 +104,16 @@ def test_gain_in_r2_is_paired() -> None:
     assert gain.high - gain.low < 0.5 * (with_it.high - with_it.low)
     assert r2_gain(true, noisy, noisy, seed=0).value == 0
     assert math.isnan(r2_gain(np.ones(3), np.ones(3), np.zeros(3), seed=0).value)
+
+
+def test_a_paired_gain_is_the_difference_of_the_scores_and_its_interval_is_narrower_than_theirs() -> None:
+    label = np.arange(200) % 2
+    first = np.clip(label + GENERATOR.normal(0, 0.8, 200), 0, 1)
+    second = np.clip(first + GENERATOR.normal(0, 0.05, 200), 0, 1)
+    gains = classification_gain(label, first, second)
+    scores = [classification_scores(label, probability) for probability in (first, second)]
+    for name, gain in gains.items():
+        assert gain.value == pytest.approx(scores[0][name].value - scores[1][name].value)
+        assert gain.low <= gain.value <= gain.high
+        assert gain.high - gain.low < scores[0][name].high - scores[0][name].low
+    assert {gain.value for gain in classification_gain(label, first, first).values()} == {0.0}

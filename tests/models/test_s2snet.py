@@ -3,17 +3,16 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from models.crystals import ELEMENTS, MASKED, PADDING, collate, crystal_arrays, graph
+from models.crystals import ELEMENTS, MASKED, PADDING, collate, crystal_arrays, graph, orbit_graph
 from models.s2snet import (
     CONFIGS,
-    NO_TARGET,
     AttentionLayer,
     S2SNet,
     S2SNetConfig,
     Set2Set,
-    mask_atoms,
 )
-from models.s2snet_training import HiddenElements, LabelledCrystals, predict_logits, train_network
+from models.s2snet_pretraining import NO_TARGET, HiddenElements, mask_atoms, mask_element
+from models.s2snet_training import LabelledCrystals, positive_unlabelled_loss, predict_logits, train_network
 from models.training import Recipe, build
 from tests.models.crystal_examples import CUTOFF, EXAMPLES, example_graph
 
@@ -201,5 +200,48 @@ def test_samples_count_crystals_and_keep_labels_with_them():
     samples = LabelledCrystals(crystals, labels)
     assert len(samples) == len(HiddenElements(crystals)) == 5
     for batch, found in samples(torch.tensor([4, 1, 2]), torch.Generator(), torch.device("cpu")):
-        for numbers, label in zip(batch.numbers, found, strict=True):
+        for numbers, (label, log_tc) in zip(batch.numbers, found, strict=True):
             assert (numbers > 0).sum() == len(crystals[int(label)])
+            assert torch.isnan(log_tc)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_one_atom_an_orbit_says_the_same_as_the_whole_crystal(ours, name):
+    whole = graph(crystal_arrays(EXAMPLES[name]().make_supercell([2, 1, 1], in_place=False)), CUTOFF)
+    orbits = orbit_graph(whole)
+    elements = len(set(whole.arrays.atomic_numbers))
+    assert len(orbits) == elements < len(whole)
+    assert orbits.multiplicity.sum() == len(whole)
+    np.testing.assert_allclose(predict_logits(ours, [orbits]), predict_logits(ours, [whole]), atol=1e-4)
+
+
+def test_masking_an_element_hides_all_its_atoms_and_no_other():
+    names = ["MgB2", "Nb3Sn", "Al"]
+    batch = collate([example_graph(name) for name in names])
+    hidden = set()
+    for seed in range(10):
+        masked, targets = mask_element(batch, torch.Generator().manual_seed(seed))
+        for numbers, target, before in zip(masked.numbers[:2], targets, batch.numbers, strict=False):
+            (element,) = (target[target != NO_TARGET] + 1).unique().tolist()
+            assert torch.equal(numbers == MASKED, before == element)
+            hidden.add(element)
+        assert (targets[2] == NO_TARGET).all()
+    assert hidden == {5, 12, 41, 50}
+
+
+def test_positive_unlabelled_loss_is_the_cross_entropy_without_positives_among_the_unlabelled():
+    logits, labels = torch.tensor([2.0, -1.0, 0.5, -3.0]), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    torch.testing.assert_close(positive_unlabelled_loss(logits, labels, 1e-9), plain)
+
+
+def test_positive_unlabelled_loss_punishes_a_hidden_superconductor_less():
+    labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    logits = torch.tensor([3.0, 3.0, 3.0, -3.0], requires_grad=True)  # the third is a superconductor, not known as one
+    slopes = [
+        torch.autograd.grad(positive_unlabelled_loss(logits, labels, share), logits)[0][2] for share in (0.1, 0.4)
+    ]
+    assert slopes[0] > 0
+    assert positive_unlabelled_loss(logits, labels, 0.5) < positive_unlabelled_loss(logits, labels, 1e-9)
+    far = torch.full((4,), 9.0, requires_grad=True)
+    assert positive_unlabelled_loss(far, labels, 0.9) >= 0

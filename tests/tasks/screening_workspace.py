@@ -54,8 +54,8 @@ GAPPED = "ScN"  # gets a band gap
 def screened(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The workspace with everything screened, made once; copy it before changing it."""
     workspace = make_workspace(tmp_path_factory.mktemp("screened"))
-    settings = ScreeningSettings()
-    plan = plan_screening(workspace, settings, chunk=10)
+    settings = ScreeningSettings(chunk=80)  # 10 a chunk where all images are asked about
+    plan = plan_screening(workspace, settings)
     for chunk in plan.chunks:
         screen_to_part(workspace, chunk, settings)
     join_parts(workspace, plan, settings)

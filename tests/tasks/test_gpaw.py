@@ -17,6 +17,7 @@ from pymatgen.core.structure import Structure
 
 from tasks.engines import PassingEngineError, gpaw, gpaw_worker, is_passing
 from tasks.engines.gpaw import GpawBandMaker, gpaw_available, run_worker, worker_task
+from tasks.engines.gpaw_worker import sphere_overlaps
 from tasks.engines.inputs import check_crystal, kpoint_grid
 from tasks.exceptions import EngineError, InputError
 from tasks.schemas import BANDS
@@ -248,10 +249,32 @@ class TestAluminium:
         assert row["efermi"] - energies[0, centre] == pytest.approx(11.1, abs=0.6)  # PBE: 11.1 eV
         assert np.all(np.diff(energies, axis=0) > -1e-4), "bands come in the order of their energies"
 
+    def test_densities_hold_no_more_electrons_than_lie_in_the_sphere(self, aluminium_rows):
+        row = aluminium_rows[0][0]
+        below = np.array(row["dos_energies"]) <= 0
+        s, p, d = (np.trapezoid(np.array(row[f"dos_{name}"])[below], dx=0.1) for name in "spd")
+        volume = 4 / 3 * np.pi * 1.085**3  # GPAW's sphere of Al, 2.05 Bohr, of a cell of 16.6 cubic angstrom
+        uniform = 3 * volume / ALUMINIUM.volume
+        assert s + p + d == pytest.approx(uniform, rel=0.15), "nearly free electrons"
+        assert s > p > 5 * d
+
     def test_a_second_calculation_gives_the_same_numbers(self, aluminium_rows):
         first, second = (row for row, _ in aluminium_rows)
         assert np.array_equal(first["energies"], second["energies"])
         assert first["bands_hash"] == second["bands_hash"]
+
+
+@pytest.mark.gpaw
+@pytest.mark.skipif(not gpaw_available(), reason=gpaw_available().reason)
+def test_overlaps_are_those_of_the_partial_waves_inside_the_sphere():
+    from gpaw.setup import create_setup
+
+    copper = create_setup("Cu")
+    found = {(copper.n_j[one], copper.n_j[other], copper.l_j[one]): o for one, other, o in sphere_overlaps(copper)}
+    assert set(copper.n_j) == {3, 4, -1}
+    assert 0.9 < found[3, 3, 2] < 1, "the 3d wave lies inside nearly whole"
+    assert found[4, 4, 0] < 0.5, "the 4s wave does not"
+    assert found[4, -1, 0] == found[-1, 4, 0] != 0
 
 
 @pytest.mark.gpaw

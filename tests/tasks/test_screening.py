@@ -15,29 +15,34 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.electronic_structure.bandstructure import BandStructure
 from pymatgen.electronic_structure.core import Spin
 
+from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
-from tasks.exceptions import InputError, MissingStageError
+from models.s2snet_training import predict_logits
+from tasks.exceptions import InputError, MissingStageError, RefusedError
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
 from tasks.prediction import NEEDS_BANDS, NO_ATOMS, round_significant
-from tasks.schemas import CANDIDATES
+from tasks.s2snet_ensemble import load_s2snet
+from tasks.schemas import CANDIDATES, FETCHED_CRYSTALS, ORDERED
 from tasks.screening import (
     RESULT,
+    check_refused,
+    choose_best,
     join_parts,
+    missing_chunks,
     plan_screening,
     predict,
     rank_candidates,
-    screen_chunk,
     screen_materials,
     screen_to_part,
 )
 from tasks.settings import ScreeningSettings
-from tasks.stages import read_report
+from tasks.stages import Rejection, read_report
 from tasks.tight_binding import write_wannier90_hr
 from tasks.tight_binding_models import one_band_cuprate
 from tasks.workspace import Workspace
 from tests.tasks.screening_workspace import GAPPED
 
-SETTINGS = ScreeningSettings()
+SETTINGS = ScreeningSettings(chunk=80)  # 10 a chunk where all images are asked about
 
 
 @pytest.fixture
@@ -108,11 +113,12 @@ def test_hazards_and_relatives_are_named(rows: dict[str, dict]):
 
 @pytest.mark.parametrize("chunk", [3, 100], ids=["many parts", "one part"])
 def test_any_chunks_give_the_same_bytes(screened: Workspace, copy: Workspace, chunk: int):
-    plan = plan_screening(copy, SETTINGS, chunk)
+    settings = SETTINGS.model_copy(update={"chunk": 8 * chunk})
+    plan = plan_screening(copy, settings)
     for part in plan.chunks:
-        screen_to_part(copy, part, SETTINGS)
+        screen_to_part(copy, part, settings)
     copy.remove("stages/screen")
-    join_parts(copy, plan, SETTINGS)
+    join_parts(copy, plan, settings)
     assert copy.read_bytes(RESULT) == screened.read_bytes(RESULT)
 
 
@@ -121,72 +127,116 @@ def test_damaged_weights_stop_the_run_and_refuse_no_material(copy: Workspace, ne
     weights = next(copy.local(f"models/{network}").glob("*/weights-0.safetensors"))
     weights.write_bytes(weights.read_bytes()[:40])
     with pytest.raises(CheckpointError, match="is damaged"):
-        screen_materials(copy, plan_screening(copy, SETTINGS, 10).chunks[0].material_ids, SETTINGS)
+        screen_materials(copy, plan_screening(copy, SETTINGS).chunks[0], SETTINGS)
 
 
 def test_a_second_run_changes_nothing(copy: Workspace):
-    plan = plan_screening(copy, SETTINGS, 10)
-    assert all(copy.exists(chunk.table) for chunk in plan.chunks)
+    plan = plan_screening(copy, SETTINGS)
+    assert missing_chunks(copy, plan.chunks) == []
     assert join_parts(copy, plan, SETTINGS).reused
 
 
-def test_a_finished_part_is_not_computed_again(copy: Workspace, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.screening.screen_materials", lambda *_: pytest.fail("the part is there"))
-    plan = plan_screening(copy, SETTINGS, 10)
-    assert screen_chunk.fn(copy.url, plan.chunks[0], SETTINGS) == plan.chunks[0].part
-
-
 def test_new_labels_and_new_limits_change_every_part(copy: Workspace):
-    before = plan_screening(copy, SETTINGS, 10)
-    farther = plan_screening(copy, SETTINGS.model_copy(update={"max_distance": 2.0}), 10)
+    before = plan_screening(copy, SETTINGS)
+    farther = plan_screening(copy, SETTINGS.model_copy(update={"max_distance": 2.0}))
     table = copy.read_table("supercon/superconductors.parquet")
     copy.write_table("supercon/superconductors.parquet", table.slice(1))
-    relabelled = plan_screening(copy, SETTINGS, 10)
+    relabelled = plan_screening(copy, SETTINGS)
     parts = [{chunk.part for chunk in plan.chunks} for plan in (before, farther, relabelled)]
     assert not (parts[0] & parts[1])
     assert not (parts[0] & parts[2])
 
 
 def test_elements_and_limit_choose_and_are_counted(screened: Workspace):
-    plan = plan_screening(screened, ScreeningSettings(elements=("Nb", "Hf"), limit=2), 10)
+    plan = plan_screening(screened, ScreeningSettings(elements=("Nb", "Hf"), limit=2))
     assert sum(len(chunk.material_ids) for chunk in plan.chunks) == 2
     assert plan.not_asked == 14
 
 
 def test_nothing_to_screen_is_refused(screened: Workspace):
     with pytest.raises(InputError, match=r"None of the 17 materials .* holds one of Pu"):
-        plan_screening(screened, ScreeningSettings(elements=("Pu",)), 10)
+        plan_screening(screened, ScreeningSettings(elements=("Pu",)))
 
 
-def test_an_unusable_crystal_is_refused_and_the_others_go_on(copy: Workspace, monkeypatch: pytest.MonkeyPatch):
-    from models.exceptions import ModelInputError
-    from tasks.s2snet_ensemble import S2SEnsemble
-
-    real = S2SEnsemble.predict
-
-    def predict_or_refuse(self, structures):
-        if structures[0].composition.reduced_formula == "VC":
-            raise ModelInputError("VC is refused")
-        return real(self, structures)
-
-    monkeypatch.setattr(S2SEnsemble, "predict", predict_or_refuse)
-    ids = copy.read_table("grids/index.parquet")["material_id"].to_pylist()
-    table, rejected = screen_materials(copy, ids, SETTINGS)
-    assert [rejection.reason for rejection in rejected] == ["VC is refused"]
-    assert len(table) == len(ids) - 1
+def test_unusable_crystals_are_refused_and_the_others_go_on(copy: Workspace):
+    rows = copy.read_table("crystals/ordered.parquet").to_pylist()
+    twice, absent = (next(row for row in rows if row["formula"] == name) for name in ("VC", "WN"))
+    broken = Structure.from_str(twice["structure"], fmt="json")
+    twice["structure"] = Structure(broken.lattice, broken.species, [[0, 0, 0], [0, 0, 0.01]]).to_json()
+    copy.write_table("crystals/ordered.parquet", pa.Table.from_pylist([r for r in rows if r is not absent], ORDERED))
+    chunk = plan_screening(copy, ScreeningSettings()).chunks[0]
+    table, rejected = screen_materials(copy, chunk, ScreeningSettings())
+    reasons = {rejection.item: rejection.reason for rejection in rejected}
+    assert "a site seems to be given twice" in reasons[twice["material_id"]]
+    assert "has no crystal" in reasons[absent["material_id"]]
+    assert len(table) == len(chunk.items) - 2
 
 
-def test_progress_counts_every_material(screened: Workspace):
-    ids = screened.read_table("grids/index.parquet")["material_id"].to_pylist()[:3]
-    steps: list[int] = []
-    screen_materials(screened, ids, SETTINGS, steps.append)
-    assert sum(steps) == 3
+@pytest.mark.parametrize("network", ["bnas", "s2snet"])
+def test_an_unknown_version_of_a_network_is_refused_with_those_there_are(screened: Workspace, network: str):
+    with pytest.raises(InputError, match=rf"has no {network} of version 'old'; its versions are [0-9a-f]+$"):
+        plan_screening(screened, ScreeningSettings(**{f"{network}_version": "old"}))
+
+
+def test_ids_choose_and_unknown_ones_are_refused(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
+    (tmp_path / "ids").write_text(f"{rows['VC']['material_id']}\nmp-none\n\n")
+    plan = plan_screening(screened, ScreeningSettings(ids=str(tmp_path / "ids")))
+    assert [chunk.material_ids for chunk in plan.chunks] == [(rows["VC"]["material_id"],)]
+    assert [(one.item, "has no grid of mp-none" in one.reason) for one in plan.refused] == [("mp-none", True)]
+
+
+def test_one_image_first_and_all_for_the_best(copy: Workspace, rows: dict[str, dict]):
+    settings = ScreeningSettings(chunk=4, best=2)
+    plan = plan_screening(copy, settings)
+    assert {chunk.images for chunk in plan.chunks} == {1}
+    assert [len(chunk.items) for chunk in plan.chunks] == [4, 4, 4, 4]
+    for chunk in plan.chunks:
+        screen_to_part(copy, chunk, settings)
+    best = choose_best(copy, plan, settings)
+    assert [(len(chunk.items), chunk.images) for chunk in best] == [(1, 24), (1, 24)]
+    for chunk in best:
+        screen_to_part(copy, chunk, settings)
+    join_parts(copy, plan, settings, best)
+    found = copy.read_table(RESULT).to_pylist()
+    assert len(found) == len(rows)
+    ranked = [row for row in found if row["rank"]]
+    assert [row["images"] for row in ranked] == [24, 24, *[1] * (len(ranked) - 2)]
+    for row in ranked[:2]:
+        whole = {**rows[row["formula"]], "rank": row["rank"]}
+        assert row == whole
+    for row in ranked[2:]:
+        assert row["tc_image_spread_kelvin"] is None
+        assert row["probability"] == pytest.approx(rows[row["formula"]]["probability"], rel=1e-4)
+
+
+def test_energy_above_the_hull_and_whether_it_was_made_come_from_the_crystals(copy: Workspace, rows: dict[str, dict]):
+    assert {row["energy_above_hull_ev"] for row in rows.values()} == {0.012}
+    assert {row["theoretical"] for row in rows.values()} == {None}
+    fetched = {"crystal_id": rows["VC"]["material_id"], "kind": "json", "text": "", "theoretical": True}
+    fetched |= {"energy_above_hull_ev": 0.5, "crystal_source": "mp"}
+    copy.write_table("crystals/sources/mp.parquet", pa.Table.from_pylist([fetched], FETCHED_CRYSTALS))
+    plan = plan_screening(copy, SETTINGS)
+    assert missing_chunks(copy, plan.chunks) == list(plan.chunks)
+    (chunk,) = (chunk for chunk in plan.chunks if fetched["crystal_id"] in chunk.material_ids)
+    (row,) = (row for row in screen_materials(copy, chunk, SETTINGS)[0].to_pylist() if row["formula"] == "VC")
+    assert (row["theoretical"], row["energy_above_hull_ev"]) == (True, 0.5)
+
+
+def test_too_many_refusals_fail_the_run_after_all_is_written(copy: Workspace):
+    plan = plan_screening(copy, SETTINGS)
+    lost = [Rejection(plan.chunks[0].part, "OSError: the process was killed", retryable=True)]
+    report = join_parts(copy, plan, SETTINGS, lost=lost)
+    assert report.rows_refused == 11  # one for its gap
+    assert len(copy.read_table(RESULT)) == 6
+    with pytest.raises(RefusedError, match=r"10 of 16 materials .* share of 0.2 .* the process was killed"):
+        check_refused(copy, report, SETTINGS)
+    check_refused(copy, report, SETTINGS.model_copy(update={"max_refused_share": 0.7}))
 
 
 def test_without_networks_the_stage_to_run_is_named(copy: Workspace):
     copy.remove("models/s2snet")
     with pytest.raises(MissingStageError, match="meissner train s2snet"):
-        plan_screening(copy, SETTINGS, 10)
+        plan_screening(copy, SETTINGS)
 
 
 def test_equal_scores_are_ordered_by_id_and_unranked_rows_stand_last():
@@ -325,10 +375,11 @@ def test_the_flow_makes_the_same_table(screened: Workspace, copy: Workspace, pre
 
     for name in ("candidates", "stages/screen"):
         copy.remove(name)
-    report = screen(copy.url, SETTINGS, chunk=6)
+    settings = SETTINGS.model_copy(update={"chunk": 48})
+    report = screen(copy.url, settings)
     assert copy.read_bytes(RESULT) == screened.read_bytes(RESULT)
     assert not report.reused
-    assert screen(copy.url, SETTINGS, chunk=6).reused
+    assert screen(copy.url, settings).reused
 
 
 @pytest.mark.parametrize(
@@ -338,3 +389,15 @@ def test_the_flow_makes_the_same_table(screened: Workspace, copy: Workspace, pre
 )
 def test_numbers_are_rounded_to_what_networks_repeat(value: float | None, rounded: float | None):
     assert round_significant(value) == rounded
+
+
+def test_probabilities_of_candidates_are_calibrated(screened: Workspace, rows: dict[str, dict]):
+    s2snet = load_s2snet(screened)
+    chosen = [row for row in rows.values() if row["probability_origin"] == "ensemble"]
+    assert len(chosen) >= 4
+    structures = [Structure.from_str(row["structure"], fmt="json") for row in chosen]
+    graphs = [graph(crystal_arrays(structure), s2snet.config.radius) for structure in structures]
+    logits = np.mean([predict_logits(network, graphs) for network in s2snet.networks], axis=0)
+    calibrated = 1 / (1 + np.exp(-(2.0 * logits + 0.2)))  # the calibration that is stored with the networks
+    np.testing.assert_allclose([row["probability"] for row in chosen], calibrated, atol=1e-4)
+    assert np.abs(calibrated - 1 / (1 + np.exp(-logits))).max() > 0.01

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load
 
 from flows.train_bnas import train_bnas
+from models.bnas import Bnas
 from models.exceptions import CheckpointError, ModelInputError, TrainingError
 from models.fusion import FUSION, TWINS
 from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_labelled
+from tasks.bnas_ensemble import BnasEnsemble
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
 from tasks.schemas import FOLDS, PREDICTIONS
@@ -107,6 +110,25 @@ def test_interval_is_as_wide_as_the_held_out_errors_ask(trained: tuple) -> None:
     assert half.half_width == pytest.approx(np.sort(errors)[math.ceil(17 * 0.8) - 1], rel=1e-5)
     with pytest.raises(ModelInputError, match="needs at least 99 held-out materials, there are 16"):
         load_bnas(workspace, coverage=0.99)
+
+
+def test_a_network_that_sees_compositions_takes_them_from_the_index_and_asks_for_them(tmp_path: Path) -> None:
+    workspace = make_grid_workspace(tmp_path, count=16)
+    settings = SETTINGS.model_copy(update={"config": "best", "epochs": 1, "splits": ("random",)})
+    plan = make_plan(workspace, settings)
+    train_part(workspace.url, settings, plan, plan.folds[0])
+    assert np.isfinite(workspace.read_table(plan.folds[0].file)["tc_predicted_kelvin"].to_numpy()).all()
+    train_part(workspace.url, settings, plan, plan.members[0])
+    network = Bnas(plan.config).eval()
+    network.load_state_dict(load(workspace.read_bytes(plan.members[0].file)))
+    ensemble = BnasEnsemble(plan.version, plan.config, [network], half_width=0.5, coverage=0.9)
+    index, grids = read_grids(workspace)
+    answer = ensemble.predict(grids, "cpu", index["formula"].to_pylist())
+    assert len(set(answer.tc_kelvin)) > 8
+    assert len(set(ensemble.predict(grids, "cpu", ["Nb3Sn"] * 16).tc_kelvin - answer.tc_kelvin)) > 8
+    with pytest.raises(ModelInputError, match="sees compositions as well: give the formula of each grid"):
+        ensemble.predict(grids, "cpu")
+    assert ensemble.patch_attention(grids[0]).shape == (1, 2, 2, 2)
 
 
 def test_curves_and_figures_stand_beside_the_model(trained: tuple) -> None:

@@ -1,26 +1,24 @@
-import gzip
-import json
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import Lattice, Structure
 
 from models.exceptions import CheckpointError, ModelInputError
+from models.s2snet import CONFIGS
 from tasks.bnas_data import cross_validations
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model
 from tasks.s2snet_data import choose_network, make_plan, pretraining_rows, read_crystals
+from tasks.s2snet_scores import NETWORK_ALONE, TREES_ALONE
 from tasks.schemas import FOLDS, ORDERED, PREDICTIONS
-from tasks.settings import TrainingSettings
+from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import hash_text
-from tasks.train_s2snet import dataset_from_s2s, gather, load_s2snet, score_part, train_part
+from tasks.train_s2snet import gather, load_s2snet, score_part, train_part
 from tasks.workspace import Workspace
 from tests.models.crystal_examples import BODY_CENTRED, EXAMPLES, FACE_CENTRED
 
-CUTOFF = 5.0
-SETTINGS = TrainingSettings(config="tiny", epochs=1, folds=2, ensemble=2, device="cpu")
+NETWORK = CONFIGS["tiny"].network
+SETTINGS = S2SNetTrainingSettings(config="tiny", epochs=1, folds=2, ensemble=2, device="cpu")
 
 # Lattice constants in angstrom; face- and body-centred elements, rock salt.
 CUBIC = {
@@ -80,7 +78,7 @@ def rows() -> list[dict]:
 def trained(tmp_path_factory, rows):
     """A workspace with a trained ensemble, and what the stage told of it."""
     workspace = write(Workspace(tmp_path_factory.mktemp("trained")), rows)
-    plan = make_plan(workspace, read_crystals(workspace, CUTOFF), SETTINGS)
+    plan = make_plan(workspace, read_crystals(workspace, NETWORK), SETTINGS)
     for part in plan.parts:
         work = score_part if part.kind == "baselines" else train_part
         work(workspace.url, SETTINGS, plan, part)
@@ -88,7 +86,7 @@ def trained(tmp_path_factory, rows):
 
 
 def test_what_is_read_and_what_is_refused(tmp_path, rows):
-    crystals = read_crystals(write(Workspace(tmp_path), rows), CUTOFF)
+    crystals = read_crystals(write(Workspace(tmp_path), rows), NETWORK)
     assert len(crystals.graphs) == len(CUBIC)
     assert len(crystals.labels) == len(CUBIC) - len(UNKNOWN)
     assert crystals.labels.sum() == len(SUPERCONDUCTORS)
@@ -100,7 +98,7 @@ def test_what_is_read_and_what_is_refused(tmp_path, rows):
 @pytest.mark.parametrize("split", ["random", "chemical-system"])
 def test_no_held_out_crystal_is_seen_in_pretraining(tmp_path, rows, split):
     twin = row(cubic("face", ("Al",), 4.2), "crystal-Al-again") | {"tc_kelvin": None, "supercon_formula": None}
-    crystals = read_crystals(write(Workspace(tmp_path), [*rows, twin]), CUTOFF)
+    crystals = read_crystals(write(Workspace(tmp_path), [*rows, twin]), NETWORK)
     ids = np.array(crystals.rows.column("material_id"))
     for fold in cross_validations(crystals.measured, SETTINGS)[split]:
         test = crystals.labelled[fold.test]
@@ -127,8 +125,21 @@ def test_scores_stand_beside_the_baselines_on_the_same_folds(trained):
         for scores in models.values():
             assert set(scores) == {"roc_auc", "accuracy", "brier"}
             assert scores["brier"]["low"] <= scores["brier"]["value"] <= scores["brier"]["high"]
+        assert {NETWORK_ALONE, TREES_ALONE} <= set(models)
+        for part in (NETWORK_ALONE, TREES_ALONE):
+            gain = models["s2snet"]["roc_auc"]["value"] - models[part]["roc_auc"]["value"]
+            assert metrics["fusion_adds"][split][part]["value"] == pytest.approx(gain)
+        temperatures = metrics["tc_scores"][split]
+        assert set(temperatures) == set(models)
+        assert all(scores["r2_log_all"]["value"] <= 1 for scores in temperatures.values())
     assert metrics["calibration"]["split"] == "chemical-system"
     assert sum(entry["materials"] for entry in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
+    compared = metrics["calibration"]["compared"]
+    assert set(compared) == {"none", "temperature", "platt", "isotonic"}
+    method = metrics["calibration"]["method"]
+    assert compared[method]["log_loss"] == min(compared[name]["log_loss"] for name in compared if name != "none")
+    assert compared[method]["brier"] == pytest.approx(metrics["calibration"]["brier"])
+    assert metrics["calibration"]["fitted"]["method"] == method
 
 
 def test_each_measured_crystal_is_predicted_once_a_split_and_model(trained):
@@ -145,7 +156,7 @@ def test_each_measured_crystal_is_predicted_once_a_split_and_model(trained):
 def test_the_same_training_gives_the_same_weights_and_leaves_no_checkpoint(trained, tmp_path, rows):
     workspace, plan, _ = trained
     other = write(Workspace(tmp_path), rows)
-    assert make_plan(other, read_crystals(other, CUTOFF), SETTINGS) == plan
+    assert make_plan(other, read_crystals(other, NETWORK), SETTINGS) == plan
     for part in (plan.members[0], plan.folds[0]):
         train_part(other.url, SETTINGS, plan, part)
         assert other.read_bytes(part.file) == workspace.read_bytes(part.file)
@@ -161,6 +172,8 @@ def test_ensemble_answers_with_a_probability_between_its_members(trained):
     assert (prediction.probability_low <= prediction.probability + 1e-12).all()
     assert (prediction.probability <= prediction.probability_high + 1e-12).all()
     assert ((prediction.probability > 0) & (prediction.probability < 1)).all()
+    assert prediction.tc_kelvin.shape == (2,)
+    assert (prediction.tc_kelvin >= 0).all()
 
 
 def test_crystals_in_one_question_do_not_touch_each_other(trained):
@@ -190,7 +203,12 @@ def test_a_configuration_of_another_network_is_refused(trained, tmp_path):
     workspace, plan, _ = trained
     name = f"models/s2snet/{plan.version}"
     other = Workspace(tmp_path)
-    for file in [*workspace.list(f"{name}/*.safetensors"), f"{name}/metrics.json", "models/s2snet/latest.json"]:
+    for file in [
+        *workspace.list(f"{name}/*.safetensors"),
+        *workspace.list(f"{name}/trees-*"),
+        f"{name}/metrics.json",
+        "models/s2snet/latest.json",
+    ]:
         other.write_bytes(file, workspace.read_bytes(file))
     config = workspace.read_json(f"{name}/config.json")
     other.write_json(f"{name}/config.json", config | {"network": {"depth": 3}})
@@ -205,7 +223,7 @@ def test_too_few_of_a_class_says_what_is_needed(tmp_path, rows):
     few = [found for found in rows if found["tc_kelvin"] in {None, 0.0, 16.0}]
     workspace = write(Workspace(tmp_path), few)
     with pytest.raises(InputError, match=r"at least 2 superconductors and 2 measured others.*has 1 and"):
-        make_plan(workspace, read_crystals(workspace, CUTOFF), SETTINGS)
+        make_plan(workspace, read_crystals(workspace, NETWORK), SETTINGS)
 
 
 def test_an_unknown_configuration_names_the_known_ones():
@@ -216,48 +234,10 @@ def test_an_unknown_configuration_names_the_known_ones():
 def test_version_follows_data_and_settings(trained, tmp_path, rows):
     _, plan, _ = trained
     workspace = write(Workspace(tmp_path), rows[:-2])
-    crystals = read_crystals(workspace, CUTOFF)
+    crystals = read_crystals(workspace, NETWORK)
     other_data = make_plan(workspace, crystals, SETTINGS)
     other_seed = make_plan(workspace, crystals, SETTINGS.model_copy(update={"seed": 1}))
     assert len({plan.version, other_data.version, other_seed.version}) == 3
-
-
-S2S_LINE = {
-    "index": 0,
-    "superconductor": 1,
-    "lattice": [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]],
-    "atomic_numbers": [41, 22],
-    "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]],
-}
-
-
-@pytest.mark.parametrize("name", ["s2s.jsonl", "s2s.jsonl.gz"])
-def test_s2s_lines_are_read_and_bad_ones_refused(tmp_path, name):
-    bad = [S2S_LINE | {"superconductor": 3}, S2S_LINE | {"atomic_numbers": [41, 120]}, {"index": 4}]
-    text = "\n".join([json.dumps(S2S_LINE), *map(json.dumps, bad), "{", ""])
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    found = dataset_from_s2s(path)
-    assert (found.names, found.formulas, found.chemical_systems) == (["s2s-1"], ["TiNb"], ["Nb-Ti"])
-    assert found.labels.tolist() == [1]
-    assert [refusal.item for refusal in found.rejected] == [f"{name} line {number}" for number in (2, 3, 4, 5)]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\x1f\x8b damaged", b"{}"], ids=["missing", "empty", "damaged", "no"])
-def test_an_s2s_file_without_crystals_is_refused(tmp_path, content):
-    path = tmp_path / "s2s.jsonl.gz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"s2s\.jsonl\.gz"):
-        dataset_from_s2s(path)
-
-
-def test_s2s_is_read_whole(shared_data: Path):
-    found = dataset_from_s2s(shared_data / "s2s.jsonl.gz")
-    assert (len(found.crystals), int(found.labels.sum()), len(found.rejected)) == (1685, 421, 0)
-    assert max(map(len, found.crystals)) == 248
-    first = {Element.from_Z(int(number)).symbol for number in found.crystals[0].atomic_numbers}
-    assert found.chemical_systems[0].split("-") == sorted(first)
 
 
 @pytest.mark.usefixtures("prefect_harness")

@@ -161,3 +161,21 @@ def test_importances_name_what_moves_the_loss(workspace: Workspace, prefect_harn
     tune(workspace.url, settings, TrainingSettings(config="tiny", device="cpu"))
     assert sum(row["importance"] for row in workspace.read_table(importance_table(settings)).to_pylist()) > 0.99
     assert workspace.read_bytes("tuning/shown-importance.svg").startswith(b"<?xml")
+
+
+def test_a_study_in_postgresql_goes_on_and_is_kept_apart_by_name(workspace: Workspace, postgres_url: str) -> None:
+    """By pg8000, on a real server: trials, their losses and the key of the study come back in another connection."""
+    pytest.importorskip("pg8000")
+    url = postgres_url.replace("postgresql://", "postgresql+pg8000://")
+    settings = SMALL.model_copy(update={"storage": url, "trials": 2, "study": "here"})
+    assert plan_trials(workspace, settings, TRAINING) == [0, 1]
+    run_trial(workspace.url, settings, TRAINING, 0)
+    (trial,) = finished_trials(open_study(workspace, settings, TRAINING))
+    assert trial.value > 0
+    assert plan_trials(workspace, settings, TRAINING) == [1], "the first trial stands in the database"
+    assert len(plan_trials(workspace, settings.model_copy(update={"study": "there"}), TRAINING)) == 2
+    with pytest.raises(InputError, match="other data, ranges or training settings"):
+        open_study(workspace, settings.model_copy(update={"epochs": 3}), TRAINING)
+    assert not list(workspace.list("tuning/*.db"))
+    gathered = gather_trials(open_study(workspace, settings, TRAINING), settings)
+    assert gathered.tables["tuning/here.parquet"].to_pylist()[0]["loss"] == pytest.approx(trial.value)

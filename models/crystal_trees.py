@@ -1,0 +1,134 @@
+"""Gradient boosting on the composition and the structure of crystals, beside the network and blended with it.
+
+LightGBM (Ke et al., NeurIPS 2017) on Magpie's descriptors, the fractions of the elements, and the descriptors of
+``models.structure_descriptors``: small data sets do not fill a network, and trees err on other crystals than it does.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.composition_descriptors import composition_descriptors, element_properties
+from models.crystals import ELEMENTS, CrystalArrays
+from models.exceptions import CheckpointError
+from models.structure_descriptors import structure_descriptors
+
+ROUNDS = 400
+PARAMETERS: dict[str, Any] = {
+    "num_leaves": 15,
+    "learning_rate": 0.04,
+    "feature_fraction": 0.2,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "min_data_in_leaf": 10,
+    "lambda_l2": 1.0,
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 1,
+    "verbose": -1,
+}
+CERTAIN = 1e-6  # probabilities keep this distance from 0 and 1, so that their logits are finite
+
+
+def crystal_features(crystal: CrystalArrays) -> np.ndarray:
+    """(402,) float64: 144 descriptors of the composition, 95 fractions of elements, 163 of the structure."""
+    numbers = torch.from_numpy(crystal.atomic_numbers)[None]
+    composition = composition_descriptors(numbers, _table())[0].double().numpy()
+    fractions = np.bincount(crystal.atomic_numbers - 1, minlength=ELEMENTS) / len(crystal)
+    return np.concatenate([composition, fractions, structure_descriptors(crystal)])
+
+
+@functools.cache
+def _table() -> torch.Tensor:
+    return torch.from_numpy(element_properties().copy())
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalTrees:
+    """A classifier, and a regression of ln(Tc/K + 1) where temperatures are known, as LightGBM's own text."""
+
+    classifier: str
+    regressor: str | None = None
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n,) logits of being a superconductor, of (n, 402) features."""
+        found = np.clip(_booster(self.classifier).predict(features, num_threads=1), CERTAIN, 1 - CERTAIN)
+        return np.asarray(np.log(found / (1 - found)))
+
+    def log_tc(self, features: np.ndarray) -> np.ndarray:
+        """(n,) ln(Tc/K + 1) of (n, 402) features; NaN where no temperature was learnt."""
+        if self.regressor is None:
+            return np.full(len(features), np.nan)
+        return np.asarray(_booster(self.regressor).predict(features, num_threads=1))
+
+
+def fit_trees(
+    features: np.ndarray, labels: np.ndarray, log_tc: np.ndarray, seed: int, positive_share: float | None = None
+) -> CrystalTrees:
+    """Trees that learn from n crystals.
+
+    Parameters
+    ----------
+    features
+        (n, 402) of ``crystal_features``.
+    labels
+        (n,) 0 or 1.
+    log_tc
+        (n,) ln(Tc/K + 1), NaN where it is not known; the regression needs two known ones.
+    positive_share
+        Share of superconductors among the crystals of label 0; none: these are all taken at their word.
+    """
+    target, weight = np.asarray(labels, dtype=np.float64), np.ones(len(labels))
+    rows = np.arange(len(labels))
+    if positive_share:
+        share = _hidden_positives(features, target, seed, positive_share)
+        others = np.flatnonzero(target == 0)
+        rows = np.concatenate([rows, others])
+        target = np.concatenate([target, np.ones(len(others))])
+        weight = np.concatenate([1 - share, share[others]])
+    known = np.flatnonzero(np.isfinite(log_tc))
+    regressor = _train("regression", features[known], log_tc[known], seed=seed) if len(known) > 1 else None
+    return CrystalTrees(_train("binary", features[rows], target, weight, seed=seed), regressor)
+
+
+def _hidden_positives(features: np.ndarray, labels: np.ndarray, seed: int, positive_share: float) -> np.ndarray:
+    """(n,) how much of each crystal of label 0 counts as a superconductor (Elkan and Noto, KDD 2008, section 3.2).
+
+    Its odds, which trees that have not seen it give, times a factor that makes the mean ``positive_share``; 0 where
+    the label is 1.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    odds = np.zeros(len(labels))
+    for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(features, labels):
+        held_out = CrystalTrees(_train("binary", features[train], labels[train], seed=seed))
+        odds[test] = np.exp(held_out.logits(features[test]))
+    others = labels == 0
+    low, high = 0.0, 1e12
+    for _ in range(100):  # bisection of the logarithm, for a mean of clipped numbers has no closed form
+        factor = np.sqrt((low + 1e-12) * high)
+        low, high = (factor, high) if np.minimum(odds[others] * factor, 1).mean() < positive_share else (low, factor)
+    return np.where(others, np.minimum(odds * factor, 1), 0.0)
+
+
+def _train(
+    objective: str, features: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *, seed: int
+) -> str:
+    import lightgbm
+
+    data = lightgbm.Dataset(features, target, weight=weight)
+    given = PARAMETERS | {"objective": objective, "seed": seed}
+    return str(lightgbm.train(given, data, ROUNDS).model_to_string())
+
+
+@functools.lru_cache(maxsize=64)
+def _booster(text: str) -> Any:
+    import lightgbm
+
+    try:
+        return lightgbm.Booster(model_str=text)
+    except lightgbm.basic.LightGBMError as error:
+        raise CheckpointError(f"The stored trees are damaged: {error}") from error

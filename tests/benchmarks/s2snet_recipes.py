@@ -1,0 +1,186 @@
+"""Recipes of S2SNet on the same crystals, folds and seeds: which one learns most from the S2S set.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/s2snet_recipes.py s2s.jsonl.gz --recipes s2snet --output logits
+    OMP_NUM_THREADS=1 python tests/benchmarks/s2snet_recipes.py s2s.jsonl.gz --recipes "trees alone" --fold-seed 11
+
+For each recipe: the network alone, the trees alone, their blend, and what the blend adds, each calibrated and blended
+by the other folds' held-out answers, with bootstrap intervals over the crystals. Choose recipes on one ``--fold-seed``
+and tell the scores of another, so that no recipe is chosen by the folds that it is scored on. ``--output`` keeps the
+answers fold by fold, and a run that was ended goes on from them.
+
+``--hide 0.5`` takes half of the superconductors of the training folds for others, and asks how well they are found
+again: by taking others at their word, and by positive-unlabelled learning with the true share.
+"""
+
+# ruff: noqa: T201 - a benchmark prints its table
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from models.blending import held_out_blend
+from models.crystal_trees import crystal_features, fit_trees
+from models.metrics import auc_gain, classification_scores
+from models.reliability import held_out_probabilities
+from models.s2snet import CONFIGS, NamedConfig
+from models.s2snet_training import predict_logits, train_network
+from models.splits import Fold, composition_key, connected_groups, make_folds
+from tasks.s2snet_data import CrystalDataset, dataset_from_s2s, seen_by
+
+PLAIN = {"pretraining": None}
+BEFORE = {"epochs": 20, "batch_size": 32, "learning_rate": 1e-3, "average": None}
+RECIPES: dict[str, tuple[str, dict] | None] = {  # configuration, changes of network, finetuning and pretraining
+    "trees alone": None,
+    "s2snet": ("s2snet", {}),
+    "starter": ("starter", {}),
+    "starter, not pre-trained": ("starter", PLAIN),
+    "before: 3 layers, batch 32, rate 1e-3, no average": (
+        "s2snet",
+        {"network": {"layers": 3}, "finetuning": BEFORE},
+    ),
+    "pre-trained": ("s2snet", {"pretraining": {"epochs": 15}}),
+    "elements learned too": ("s2snet", {"network": {"elements": "both"}}),
+    "radius 6": ("s2snet", {"network": {"radius": 6.0, "reach": 6.0}}),
+    "dropout 0.4": ("s2snet", {"network": {"dropout": 0.4}}),
+    "40 epochs": ("s2snet", {"finetuning": {"epochs": 40}}),
+}
+Fit = Callable[[np.ndarray, Fold, int], np.ndarray]  # labels, fold, seed to logits of the fold's test crystals
+
+
+def changed(recipe: tuple[str, dict]) -> NamedConfig:
+    """The network and recipes of a configuration with changes."""
+    base, changes = recipe
+    named = CONFIGS[base]
+    for part, update in changes.items():
+        model = getattr(named, part) or named.finetuning
+        new = None if update is None else type(model).model_validate(model.model_dump() | update)
+        named = named._replace(**{part: new})
+    return named
+
+
+def folds_of(data: CrystalDataset, split: str, seed: int) -> list[Fold]:
+    """Five folds of the set; groups are crystals of one chemical system or composition."""
+    groups = connected_groups(data.chemical_systems, [composition_key(formula) for formula in data.formulas])
+    return make_folds(split, size=len(data.labels), folds=5, seed=seed, groups=groups, labels=data.labels)
+
+
+def networks(named: NamedConfig, data: CrystalDataset, share: float | None = None) -> Fit:
+    """Networks of a recipe; pre-trained, where the recipe says so, on the crystals that they learn from."""
+    graphs = [seen_by(named.network, crystal) for crystal in data.crystals]
+
+    def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
+        train = [graphs[row] for row in fold.train]
+        network = train_network(named, train, labels[fold.train], train, seed, positive_share=share, device="cpu")
+        return predict_logits(network, [graphs[row] for row in fold.test])
+
+    return fit
+
+
+def trees(data: CrystalDataset, share: float | None = None) -> Fit:
+    """Gradient boosting on the crystals' descriptors."""
+    features = np.array([crystal_features(crystal) for crystal in data.crystals])
+
+    def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
+        unknown = np.full(len(fold.train), np.nan)
+        found = fit_trees(features[fold.train], labels[fold.train], unknown, seed, share)
+        return found.logits(features[fold.test])
+
+    return fit
+
+
+def answers(fit: Fit, labels: np.ndarray, folds: list[Fold], kept: Path | None) -> np.ndarray:
+    """(crystals,) held-out logits, NaN where no fold tests."""
+    logits = np.full(len(labels), np.nan)
+    for number, fold in enumerate(folds):
+        file = kept and kept.with_name(f"{kept.name}-{number}.npy")
+        begin = time.process_time()
+        found = np.load(file) if file and file.exists() else fit(labels, fold, number)
+        if file and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, found)
+            print(f"  fold {number}: {time.process_time() - begin:.0f} CPU seconds", flush=True)
+        logits[fold.test] = found
+    return logits
+
+
+def show(name: str, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    found = classification_scores(labels, probabilities)
+    cells = [f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})" for s in (found["roc_auc"], found["accuracy"])]
+    print(f"{name:<16} AUC {cells[0]}   ACC {cells[1]}   Brier {found['brier'].value:.4f}", flush=True)
+
+
+def compare(labels: np.ndarray, names: np.ndarray, network: np.ndarray | None, boosted: np.ndarray) -> None:
+    """Print the scores of what is there, and the gains of the blend."""
+    alone = {"trees alone": boosted} | ({} if network is None else {"network alone": network})
+    found = {name: held_out_probabilities(logits, labels, names.tolist()) for name, logits in alone.items()}
+    if network is not None:
+        found["blend"] = held_out_blend(network, boosted, labels, names)[1]
+    for name, probabilities in found.items():
+        show(name, labels, probabilities)
+    for name in alone if network is not None else []:
+        gain = auc_gain(labels, found["blend"], found[name], seed=0)
+        print(f"  blend over {name}: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) of AUC", flush=True)
+
+
+def found_again(labels: np.ndarray, shown: np.ndarray, logits: np.ndarray) -> str:
+    """How hidden superconductors stand among the others: AUC, and their share among the best so many."""
+    others = shown == 0
+    hidden, scores = labels[others], logits[others]
+    best = np.argsort(-scores)[: int(hidden.sum())]
+    auc = classification_scores(hidden, 1 / (1 + np.exp(-scores)))["roc_auc"]
+    interval = f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
+    return f"AUC {interval}, of the best {len(best)} hidden {hidden[best].mean():.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="S2S as JSON lines")
+    parser.add_argument("--recipes", nargs="+", default=["s2snet"], choices=list(RECIPES))
+    parser.add_argument("--split", default="chemical-system", choices=["random", "chemical-system"])
+    parser.add_argument("--fold-seed", type=int, default=0)
+    parser.add_argument("--folds", type=int, default=5, help="The first so many of five folds")
+    parser.add_argument("--hide", type=float, default=0.0, help="Share of the superconductors taken for others")
+    parser.add_argument("--output", type=Path, help="Folder for the held-out logits")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = dataset_from_s2s(options.data)
+    folds = folds_of(data, options.split, options.fold_seed)[: options.folds]
+    rows = np.sort(np.concatenate([fold.test for fold in folds]))
+    names = np.empty(len(data.labels), dtype=object)
+    for fold in folds:
+        names[fold.test] = fold.name
+    key, kept = f"{options.split}-{options.fold_seed}", options.output
+    print(f"{len(data.labels)} crystals, {data.labels.sum()} superconductors, {options.split}, {len(folds)} folds")
+    if options.hide:
+        draw = np.random.default_rng(options.fold_seed).random(len(data.labels))
+        shown = np.where(draw < options.hide, 0, data.labels)
+        share = float(data.labels[shown == 0].mean())
+        print(f"{int(data.labels.sum() - shown.sum())} superconductors hidden, {share:.3f} of the others")
+        for recipe in options.recipes:
+            for title, given in (("others taken at their word", None), ("positive-unlabelled", share)):
+                chosen = RECIPES[recipe]
+                fit = trees(data, given) if chosen is None else networks(changed(chosen), data, given)
+                logits = answers(fit, shown, folds, None)
+                print(f"{recipe}, {title}: {found_again(data.labels[rows], shown[rows], logits[rows])}", flush=True)
+                show("  by all labels", data.labels[rows], 1 / (1 + np.exp(-logits[rows])))
+        return
+    boosted = answers(trees(data), data.labels, folds, kept and kept / f"trees-{key}")
+    for recipe in options.recipes:
+        print(recipe)
+        chosen = RECIPES[recipe]
+        network = None
+        if chosen is not None:
+            fit = networks(changed(chosen), data)
+            network = answers(fit, data.labels, folds, kept and kept / f"{recipe}-{key}")[rows]
+        compare(data.labels[rows], names[rows], network, boosted[rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Speed of S2SNet: neighbours and batches, a training step, predictions at the published size.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/s2snet_speed.py shared/data/s2s.jsonl.gz --crystals 300
+
+Everything is timed in one run, in CPU seconds (others may use the machine), on crystals drawn by a seeded rule from
+JSON lines, CIF files, a folder or a zip. (a) Neighbours by vesin and one padded batch, against pymatgen's
+get_all_neighbors and a loop over sites. (b) A training step of batched crystals with fused attention, against the same
+weights crystal by crystal with attention written out; both losses must agree. (c) Predictions of the published network
+(512 wide, 10 layers), with the share of this machine's own rate of matrix products. (d) The same on a GPU.
+"""
+
+# ruff: noqa: T201 - a benchmark prints its table
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pymatgen.core import Lattice, Structure
+from torch import nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from models.crystals import CrystalArrays, CrystalGraph, collate, collate_by_size, graph
+from models.s2snet import CONFIGS, AttentionLayer, S2SNet
+from models.s2snet_training import LabelledCrystals, classification_loss
+from models.training import build
+from tasks.s2s_files import LINES, dataset_from_s2s, read_unlabelled
+
+CUTOFF = 5.0
+
+
+def seconds_of(run: Callable[[], Any], rounds: int = 2) -> float:
+    """CPU seconds of the fastest round; on a GPU, seconds until it is idle."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    times = []
+    for _ in range(rounds):
+        begin = clock()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(clock() - begin)
+    return min(times)
+
+
+def draw_crystals(source: str, count: int) -> list[CrystalArrays]:
+    """Crystals of a source, at most ``count`` of them, in an order drawn by lot."""
+    read = dataset_from_s2s(source) if source.endswith(LINES) else read_unlabelled(source)
+    order = np.random.default_rng(0).permutation(len(read.crystals))[:count]
+    print(f"{len(order)} of {len(read.crystals)} crystals of {source}, {len(read.rejected)} refused")
+    return [read.crystals[row] for row in order]
+
+
+def batch_ours(crystals: Sequence[CrystalArrays]) -> Any:
+    """Neighbours and batches of 64."""
+    graphs = [graph(crystal, CUTOFF) for crystal in crystals]
+    return [collate_by_size(graphs[start : start + 64]) for start in range(0, len(graphs), 64)]
+
+
+def batch_by_loop(structures: Sequence[Structure]) -> Any:
+    """What scripts do: pymatgen's neighbours, a loop over sites and neighbours, tensors a crystal."""
+    found = []
+    for structure in structures:
+        centres, neighbours, distances = [], [], []
+        for centre, near in enumerate(structure.get_all_neighbors(CUTOFF)):
+            for neighbour in near:
+                centres.append(centre)
+                neighbours.append(neighbour.index)
+                distances.append(neighbour.nn_distance)
+        numbers = torch.tensor([site.specie.Z for site in structure])
+        found.append((numbers, torch.tensor([centres, neighbours]), torch.tensor(distances)))
+    return found
+
+
+def compare_batching(crystals: Sequence[CrystalArrays]) -> None:
+    structures = [Structure(Lattice(c.lattice), c.atomic_numbers.tolist(), c.frac_coords) for c in crystals]
+    pairs = sum(len(graph(crystal, CUTOFF).distances) - len(crystal) for crystal in crystals[:20])
+    same = sum(len(found[2]) for found in batch_by_loop(structures[:20]))
+    ours, theirs = (seconds_of(run) for run in (lambda: batch_ours(crystals), lambda: batch_by_loop(structures)))
+    print(f"(a) neighbours within {CUTOFF:g} angstrom and batches; pairs of 20 crystals: {pairs} and {same}")
+    print(f"    pymatgen and a loop {theirs:7.2f} s, here {ours:6.2f} s: {theirs / ours:.1f} times as fast")
+
+
+class PlainLayer(AttentionLayer):
+    """The attention layer with attention written out."""
+
+    def forward(self, atoms: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        size, count, width = atoms.shape
+        parts = self.queries_keys_values(self.norm(atoms)).view(size, count, 3, self.heads, -1)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        weights = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]) + bias).softmax(dim=-1)
+        mixed = self.out((weights @ values).transpose(1, 2).reshape(size, count, width))
+        atoms = atoms + functional.dropout(mixed, self.dropout, self.training)
+        return atoms + self.feed_forward(atoms)
+
+
+def plain_network(network: S2SNet) -> S2SNet:
+    """The same weights with attention written out."""
+    plain = S2SNet(network.config)
+    plain.layers = nn.ModuleList(PlainLayer(network.config) for _ in network.layers)
+    plain.load_state_dict(network.state_dict())
+    return plain
+
+
+def compare_steps(graphs: Sequence[CrystalGraph], name: str, layers: int | None = None) -> None:
+    config = CONFIGS[name].network.model_copy(update={"dropout": 0.0} | ({"layers": layers} if layers else {}))
+    network = build(lambda: S2SNet(config), 0)
+    network.fit_descriptors(collate([crystal]) for crystal in graphs[:64])
+    plain = plain_network(network)
+    labels = np.arange(len(graphs)) % 2
+    samples, rows = LabelledCrystals(graphs, labels), torch.arange(len(graphs))
+    singles = [
+        (collate([crystal]), torch.tensor([float(label)])) for crystal, label in zip(graphs, labels, strict=True)
+    ]
+    losses = {}
+
+    def step(which: str, model: S2SNet, parts: Callable[[], Any]) -> None:
+        model.zero_grad()
+        loss = classification_loss(model, parts())
+        loss.backward()
+        losses[which] = loss.item()
+
+    ours = seconds_of(lambda: step("here", network, lambda: samples(rows, torch.Generator(), torch.device("cpu"))))
+    theirs = seconds_of(lambda: step("plain", plain, lambda: singles))
+    print(f"(b) training step of {len(graphs)} crystals, {name}, loss {losses['plain']:.5f} and {losses['here']:.5f}")
+    print(f"    crystal by crystal {theirs:7.2f} s, here {ours:6.2f} s: {theirs / ours:.1f} times as fast")
+
+
+def forward_flop(network: S2SNet, sizes: Sequence[int]) -> float:
+    """Operations of matrix products in a prediction of crystals of these sizes, padding not counted."""
+    config = network.config
+    d, total = config.width, 0.0
+    for atoms in sizes:
+        layer = 2 * atoms * (4 * d * d + 2 * d * config.feed_forward) + 4 * atoms * atoms * d
+        set2set = config.set2set_steps * (2 * 4 * d * 3 * d + 4 * atoms * d)
+        total += config.layers * layer + 2 * atoms * config.gaussians * d + set2set
+    return total
+
+
+def predict_published(graphs: Sequence[CrystalGraph], device: str, dtype: torch.dtype) -> None:
+    network = build(lambda: S2SNet(CONFIGS["paper"].network), 0).eval().to(device)
+    order = np.argsort([len(crystal) for crystal in graphs])
+    batches = [
+        collate([graphs[row] for row in order[start : start + 32]]).to(device) for start in range(0, len(order), 32)
+    ]
+
+    def ask() -> None:
+        with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            for batch in batches:
+                network(batch)
+
+    a = torch.randn(2048 if device == "cpu" else 8192, 2048, device=device, dtype=dtype)
+    b = torch.randn(2048, 2048, device=device, dtype=dtype)
+    rate = 2 * a.shape[0] * 2048 * 2048 / seconds_of(lambda: a @ b, rounds=5)
+    seconds = seconds_of(ask)
+    done = forward_flop(network, [len(crystal) for crystal in graphs]) / seconds
+    million = sum(weights.numel() for weights in network.parameters()) / 1e6
+    print(f"(c) predictions of the published network, {million:.0f} million parameters, {device}, {dtype}")
+    print(
+        f"    {len(graphs) / seconds:.1f} crystals/s, {done / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s: {done / rate:.0%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="crystals: JSON lines as S2S, CIF files, folder or zip")
+    parser.add_argument("--crystals", type=int, default=100_000, help="at most so many, drawn by lot")
+    parser.add_argument("--step", type=int, default=64, help="crystals of a training step")
+    parser.add_argument("--predict", type=int, default=128, help="crystals that the published network predicts")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"{torch.get_num_threads()} CPU threads")
+    crystals = draw_crystals(options.source, options.crystals)
+    compare_batching(crystals)
+    graphs = [graph(crystal, CUTOFF) for crystal in crystals[: max(options.step, options.predict)]]
+    compare_steps(graphs[: options.step], "s2snet")
+    compare_steps(graphs[: options.step], "paper", layers=2)
+    predict_published(graphs[: options.predict], "cpu", torch.float32)
+    if torch.cuda.is_available():
+        predict_published(graphs[: options.predict], "cuda", torch.bfloat16)
+    else:
+        print("(d) No GPU here: predictions on one were not measured.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What runs by itself: the file is Prefect's, parameters fit, twice is once, failures are told."""
+
+import http.server
+import io
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect import flow, tags
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import DeploymentSort
+from prefect.events.worker import EventsWorker
+from pydantic import SecretStr
+from rich.console import Console
+
+from flows.automations import PREFIX, notified_blocks, register_automations
+from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
+from flows.status import age, print_status, read_status
+from tasks.exceptions import InputError
+from tasks.settings import Settings
+from tasks.workspace import Workspace
+
+pytestmark = pytest.mark.usefixtures("prefect_harness")
+
+ENTRIES = {entry["name"]: entry for entry in read_deployments()}
+NAMES = {"refresh-weekly", "train-bnas", "train-s2snet", "tune-bnas", "screen-monthly", "bands-on-demand"}
+
+
+class Told(dict):
+    """Outcomes by name."""
+
+    def __call__(self, kind, name, outcome):
+        self[name] = outcome
+
+
+def everything(settings, file=FILE):
+    told = Told()
+    register_automations(settings, register(settings, file, told), told)
+    return told
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("operations")
+    return Settings(workspace=str(workspace), bands={"limit": 3}, bnas={"epochs": 2}, workers=1)
+
+
+@pytest.fixture(scope="module")
+def registered(prefect_harness, settings):
+    return everything(settings)
+
+
+@pytest.fixture
+def hook():
+    """A local server that takes webhooks: its address and what was posted."""
+    posted = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", posted
+    server.shutdown()
+    server.server_close()
+
+
+def test_prefects_own_loader_takes_the_file():
+    from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+
+    shown = io.StringIO()
+    found, actions = _load_deploy_configs_and_actions(FILE, console=Console(file=shown))
+    assert shown.getvalue() == ""
+    assert {entry["name"] for entry in found} == NAMES
+    assert actions["pull"] == NO_PULL
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_parameters_fit_the_flow(name, settings):
+    entry = ENTRIES[name]
+    found = load_flow(entry["entrypoint"])
+    assert entry["parameters"].keys() <= found.parameters.properties.keys()
+    found.validate_parameters(entry["parameters"])
+    given = flow_parameters(found, settings)
+    assert set(entry["parameters"]) <= set(given)
+    found.validate_parameters(given)
+    assert given["workspace"] == settings.workspace
+    assert entry["work_pool"]["name"] == POOL
+    assert entry["work_pool"]["work_queue_name"] in QUEUES
+
+
+def test_the_settings_become_the_parameters(settings):
+    refresh = flow_parameters(load_flow("flows.refresh.refresh"), settings)
+    assert refresh["bands"] == {"limit": 3}
+    assert Path(refresh["supercon"]).is_absolute()
+    assert flow_parameters(load_flow("flows.train_bnas.train_bnas"), settings)["settings"] == {"epochs": 2}
+    assert "settings" not in flow_parameters(load_flow("flows.train_s2snet.train_s2snet"), settings)
+
+
+@pytest.mark.parametrize("text", ["deployments: [", "name: x", "deployments: [{name: x}]"])
+def test_a_file_that_is_none_is_told(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"p\.yaml"):
+        read_deployments(tmp_path / "p.yaml")
+    with pytest.raises(InputError, match="names no flow that can be imported"):
+        load_flow("flows.nothing.nothing")
+
+
+def test_twice_is_once(registered, settings):
+    assert set(registered.values()) == {"created"}
+    assert set(registered) == {POOL, *QUEUES, *NAMES, *(f"{PREFIX}{n} after {m}" for n, m in CHAIN)}
+    assert set(everything(settings).values()) == {"unchanged"}
+    with get_client(sync_client=True) as client:
+        assert len(
+            [one for one in client.read_deployments(sort=DeploymentSort.NAME_ASC, limit=200) if one.name in NAMES]
+        ) == len(NAMES)
+
+
+CHAIN = (("train", "new data"), ("screen", "training"))
+
+
+def test_another_schedule_takes_the_place_of_the_first(registered, settings, tmp_path):
+    document = yaml.safe_load(FILE.read_text())
+    document["deployments"][0]["schedules"] = [{"cron": "30 4 * * 2", "timezone": "Europe/Paris", "slug": "other"}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    changed = everything(settings, tmp_path / "mine.yaml")
+    assert {name for name, outcome in changed.items() if outcome != "unchanged"} == {"refresh-weekly"}
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name("refresh/refresh-weekly")
+        (schedule,) = found.schedules
+        assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 2", "Europe/Paris")
+
+
+@flow(name="fails")
+def failing():
+    raise ValueError("mp-1 has no bands")
+
+
+def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, settings, hook):
+    url, posted = hook
+    noisy = settings.model_copy(update={"notify_url": SecretStr(url)})
+    told = everything(noisy)
+    assert notified_blocks(noisy) == ["custom-webhook/meissner"]
+    assert [name for name, outcome in told.items() if outcome == "created"] == [
+        "custom-webhook/meissner",
+        *(f"{PREFIX}tell of {what}" for what in ("failures", "silence", "a worse network")),
+    ]
+    assert set(everything(noisy).values()) == {"unchanged"}
+    time.sleep(2)  # the server's triggers learn of the new automations
+    with tags("meissner"), pytest.raises(ValueError, match="no bands"):
+        failing()
+    EventsWorker.drain_all(timeout=10)
+    for _ in range(300):
+        if posted:
+            break
+        time.sleep(0.1)
+    assert posted[0]["subject"] == "meissner: fails failed"
+    assert "mp-1 has no bands" in posted[0]["text"]
+    quiet = everything(settings)
+    assert quiet[f"{PREFIX}tell of failures"] == "removed"
+    status = read_status(Workspace(settings.workspace), "http://server")
+    assert [(run.flow, run.state) for run in status.failed] == [("fails", "Failed")]
+    assert "mp-1 has no bands" in status.failed[0].reason
+    shown = io.StringIO()
+    print_status(Console(file=shown, width=200), status)
+    assert "mp-1 has no bands" in shown.getvalue()
+
+
+def test_a_block_that_is_not_there_is_one_sentence(registered, settings):
+    noisy = Settings(workspace=settings.workspace, operations={"notify": ["slack-webhook/nowhere"]})
+    with pytest.raises(InputError, match="no block 'slack-webhook/nowhere' to notify"):
+        register_automations(noisy, dict.fromkeys(NAMES, "00000000-0000-0000-0000-000000000001"))
+
+
+def test_slack_has_a_block_of_its_own(settings):
+    address = SecretStr("https://hooks.slack.com/services/T/B/x")
+    assert notified_blocks(settings.model_copy(update={"notify_url": address})) == ["slack-webhook/meissner"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(30, "30 s ago"), (7200, "2 h ago"), (-259200, "in 3 d"), (0, "0 s ago")]
+)
+def test_ages_are_told_in_their_largest_unit(seconds, text):
+    from datetime import UTC, datetime, timedelta
+
+    now = datetime.now(UTC)
+    assert age(now, now - timedelta(seconds=seconds)) == text

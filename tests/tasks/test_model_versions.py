@@ -1,0 +1,101 @@
+"""Versions are listed and compared as they were stored; the promoted one is used; one step leads back."""
+
+import json
+import shutil
+
+import pytest
+
+from flows.display import HEADLINE as SHOWN_HEADLINE
+from tasks.exceptions import InputError
+from tasks.model_store import chosen_version, promote, promoted_version, rollback
+from tasks.model_versions import HEADLINE, compare_versions, find_version, list_versions, read_version
+from tasks.prediction import INDEX, SUPERCONDUCTORS, Predictor
+from tasks.screening import RESULT, join_parts, plan_screening, screen_to_part
+from tasks.settings import ScreeningSettings
+from tasks.stages import read_report
+from tasks.workspace import Workspace
+from tests.tasks.screening_workspace import save_networks, screened  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def two(screened, tmp_path):  # noqa: F811
+    """The finished workspace with a second, later version of both networks."""
+    shutil.copytree(screened.root, tmp_path / "w")
+    workspace = Workspace(tmp_path / "w")
+    labelled = [row for row in workspace.read_table(INDEX).to_pylist() if row["tc_kelvin"] is not None]
+    before = {name: chosen_version(workspace, name) for name in HEADLINE}
+    save_networks(workspace, labelled, seed=1)
+    return workspace, before, {name: chosen_version(workspace, name) for name in HEADLINE}
+
+
+def test_without_a_promotion_the_latest_is_in_use_and_with_one_it_is_that(two):
+    workspace, before, after = two
+    assert before["bnas"] != after["bnas"]
+    assert promoted_version(workspace, "bnas") is None
+    promote(workspace, "bnas", before["bnas"])
+    assert chosen_version(workspace, "bnas") == before["bnas"]
+    assert chosen_version(workspace, "s2snet") == after["s2snet"]
+    assert Predictor(workspace).bnas.version == before["bnas"]
+    assert {row.version: (row.in_use, row.latest, row.promoted) for row in list_versions(workspace, "bnas")} == {
+        before["bnas"]: (True, False, True),
+        after["bnas"]: (False, True, False),
+    }
+
+
+def test_a_rollback_is_one_step_and_there_is_none_before_the_first(two):
+    workspace, before, after = two
+    with pytest.raises(InputError, match="no earlier promotion of bnas to go back to: none was ever promoted"):
+        rollback(workspace, "bnas")
+    promote(workspace, "bnas", before["bnas"])
+    promote(workspace, "bnas", after["bnas"])
+    promote(workspace, "bnas", after["bnas"])  # twice is once
+    assert rollback(workspace, "bnas") == before["bnas"] == chosen_version(workspace, "bnas")
+    with pytest.raises(InputError, match=f"only {before['bnas']} was ever promoted"):
+        rollback(workspace, "bnas")
+    with pytest.raises(InputError, match=r"No version 'zz' of bnas .* there are: "):
+        promote(workspace, "bnas", "zz")
+
+
+def test_screening_uses_the_promoted_versions_and_says_so(two):
+    workspace, before, _after = two
+    settings = ScreeningSettings(limit=3)
+    for name in HEADLINE:
+        promote(workspace, name, before[name])
+    plan = plan_screening(workspace, settings, chunk=2)
+    promote(workspace, "bnas", two[2]["bnas"])  # while the work is under way
+    for chunk in plan.chunks:
+        screen_to_part(workspace, chunk, settings)
+    join_parts(workspace, plan, settings)
+    table = workspace.read_table(RESULT)
+    assert set(table["bnas_version"].to_pylist()) == {before["bnas"]}
+    assert set(table["s2snet_version"].to_pylist()) == {before["s2snet"]}
+    told = json.loads(table.schema.metadata[b"meissner"])
+    assert told["networks"] == before
+    assert told["data"] == {name: workspace.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX)}
+    assert told["settings"] == settings.model_dump(mode="json")
+    manifest = read_report(workspace, "screen")
+    assert (manifest.code_version, len(manifest.inputs)) == (told["code"]["screening"], len(plan.chunks) + 2)
+
+
+def test_two_versions_are_compared_by_origin_and_scores(two):
+    workspace, before, after = two
+    found = compare_versions(workspace, before["bnas"][:6], after["bnas"])
+    assert found["version"] == (before["bnas"], after["bnas"])
+    one, other = (read_version(workspace, "bnas", version) for version in (before["bnas"], after["bnas"]))
+    assert found["score r2_log_all, random"] == (
+        one.scores["random"]["r2_log_all"],
+        other.scores["random"]["r2_log_all"],
+    )
+    assert "parameter network.depth" not in found, "both networks have the same shape"
+    assert one.headline == ("chemical-system", one.scores["chemical-system"]["r2_log_all"])
+    assert one.software["meissner"]
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare_versions(workspace, before["bnas"], after["s2snet"])
+    with pytest.raises(InputError, match="No version begins with 'zz'"):
+        find_version(workspace, "zz")
+    with pytest.raises(InputError, match="No version begins with ''"):
+        find_version(workspace, "")
+
+
+def test_the_terminal_shows_the_score_that_versions_are_judged_by():
+    assert SHOWN_HEADLINE == HEADLINE
