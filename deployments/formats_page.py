@@ -32,6 +32,8 @@ TABLES = {  # schema to the files that hold it
     "CANDIDATES": "candidates/candidates.parquet",
     "DENSITIES_BY_TC": "report/figures/dos_by_tc.parquet",
     "PAIRS": "validation/pairs.parquet",
+    "TIME_MACHINE": "validation/time_machine.parquet",
+    "TIME_MACHINE_LISTS": "validation/time_machine_lists.parquet",
     "REJECTED": "stages/STAGE/rejected.parquet",
 }
 HEAD = """# Data formats

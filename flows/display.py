@@ -328,6 +328,27 @@ def print_pairs(console: Console, workspace: Workspace) -> None:
             console.print(f"{row['formula']}{pressure}: {row['note']}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_time_machine(console: Console, workspace: Workspace) -> None:
+    """Print for each year how many of the first places were found later, networks first, then the best baselines."""
+    from tasks.report_time_machine import read_time_machine
+
+    found = read_time_machine(workspace)
+    if found is None:
+        return
+    for part in found.tables:
+        table = Table(title=part.title, title_justify="left", caption=part.note, caption_justify="left")
+        table.add_column("model")
+        for year in part.years:
+            table.add_column(str(year), justify="right", no_wrap=True)
+        for row in part.rows:
+            table.add_row(row.model, *(cell.text if cell else "-" for cell in row.cells))
+        console.print(table)
+    for verdict in found.verdicts:
+        console.print(verdict, highlight=False, markup=False, soft_wrap=True)
+    for item in found.refused:
+        console.print(f"{item['item']}: {item['reason']}", highlight=False, markup=False, soft_wrap=True)
+
+
 ACTIVATION = {  # columns of the table of activation maps: title to number
     "atoms' share": "atoms_share",
     "gradients agree": "agreement",

@@ -1,4 +1,4 @@
-"""Crystals as they lie in files: facts in a CSV, CIF and POSCAR files, folders and archives of them, pymatgen's JSON.
+"""Crystals as they lie in files: facts in a CSV, CIF and POSCAR files, folders and archives of them, JSON.
 
 Reading is in two steps: ``read_crystals`` finds the crystals of a source as texts, cheaply; ``build_structure`` turns
 one text into a structure, in whatever process. A crystal that cannot be read is one refused item, never the end.
@@ -22,6 +22,7 @@ from pymatgen.core.structure import Structure
 from pymatgen.symmetry.groups import SpaceGroup
 
 from tasks.archives import MAX_FILE_BYTES, TAR_COMPRESSIONS, is_archive, read_archive
+from tasks.ase_json import ase_rows, structure_from_ase
 from tasks.exceptions import InputError
 from tasks.formulas import SYMBOLS, FormulaError, parse_formula
 from tasks.optimade import structure_from_optimade
@@ -100,6 +101,11 @@ def _read_text(name: str, kind: str, text: str, source: str) -> Iterator[Crystal
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not valid JSON: {error}") from error
+    if (rows := ase_rows(document)) is not None:
+        for number, row in rows.items():
+            name = stem if len(rows) == 1 else f"{stem}-{number}"
+            yield CrystalText(name, "ase", json.dumps(row), source)
+        return
     if isinstance(document, dict) and "lattice" not in document and "structure" not in document:
         entries = [(str(key), value) for key, value in document.items()]
     else:
@@ -236,6 +242,10 @@ def _from_json(text: str) -> Structure:
     return Structure.from_dict(json.loads(text))
 
 
+def _from_ase(text: str) -> Structure:
+    return structure_from_ase(json.loads(text))
+
+
 def _from_facts(text: str) -> Structure:
     facts = json.loads(text)
     numbers = {name: _fraction(facts[name], name) for name in FACTS_COLUMNS[3:9]}
@@ -323,6 +333,7 @@ _BUILDERS = {
     "cif": _from_cif,
     "poscar": _from_poscar,
     "json": _from_json,
+    "ase": _from_ase,
     "facts": _from_facts,
     "optimade": structure_from_optimade,
 }

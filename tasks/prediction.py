@@ -1,9 +1,11 @@
-"""What both networks say about single files: a crystal, or a crystal with its bands.
+"""What both networks say about single files: a crystal, a crystal with its bands, or bands of a model.
 
-A crystal alone (CIF, POSCAR, JSON) is enough for S2SNet. BNAS reads bands, so it needs a ``vasprun.xml`` of a uniform
-k-point run, which holds the crystal too.
+A crystal alone (CIF, POSCAR, pymatgen's or ASE's JSON) is enough for S2SNet. BNAS reads bands: those of a
+``vasprun.xml`` of a uniform run or of pymatgen's BandStructure come with the crystal, so both networks answer; a
+tight-binding model (``_hr.dat``) has no atoms, so only BNAS does.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,22 +13,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pymatgen.core import Structure
 
 from models.applicability import TrainingDistance
 from models.exceptions import CheckpointError, MeissnerError
+from tasks.band_sources import bands_from_pymatgen
 from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
-from tasks.grids import make_grid
+from tasks.grids import grid_of, make_grid
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards, structure_amounts
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.settings import GridSettings, ScreeningSettings
+from tasks.sources import read_bytes
+from tasks.tight_binding import TightBinding, read_wannier90_hr
 from tasks.uniform_bands import UniformBands
 from tasks.workspace import Workspace
 
+NO_ATOMS = "a tight-binding model has no atoms for S2SNet to read, and no composition to compare"
 NEEDS_BANDS = "BNAS reads bands: give the vasprun.xml of a uniform k-point run for a critical temperature"
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
@@ -105,16 +113,23 @@ class Predictor:
 
 
 def predict(
-    files: Sequence[str | Path], workspace: str | Path | Workspace, settings: ScreeningSettings | None = None
+    files: Sequence[str | Path],
+    workspace: str | Path | Workspace,
+    settings: ScreeningSettings | None = None,
+    efermi: float | None = None,
 ) -> list[Prediction]:
-    """Ask the trained networks in use, promoted or else latest, about crystals.
+    """Ask the trained networks in use, promoted or else latest, about crystals and bands.
 
     Parameters
     ----------
     files
-        CIF, POSCAR or pymatgen JSON (S2SNet answers), or ``vasprun.xml`` also gzipped (both networks answer).
+        CIF, POSCAR, pymatgen's or ASE's JSON of a structure (S2SNet answers); ``vasprun.xml`` or JSON of pymatgen's
+        BandStructure with its structure, of a uniform run (both networks answer); ``_hr.dat`` of Wannier90 (BNAS
+        answers). All but POSCAR may be gzipped.
     workspace
         Where the trained networks are.
+    efermi
+        Fermi level of tight-binding models, eV; without it, ``fermi_energy`` of the ``.win`` file beside them.
 
     Returns
     -------
@@ -135,20 +150,25 @@ def predict(
     ...     print(answer.formula, answer.probability, answer.tc_kelvin)
     """
     if not files:
-        raise InputError("No file to predict; give at least one CIF, POSCAR, JSON or vasprun.xml")
+        raise InputError(
+            "No file to predict; give at least one CIF, POSCAR, JSON, vasprun.xml or tight-binding model (_hr.dat)"
+        )
     settings = settings or ScreeningSettings()
     place = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     predictor = Predictor(place, settings.coverage)
-    return [_predict_file(Path(file), predictor, settings.max_distance) for file in files]
+    return [_predict_file(Path(file), predictor, settings.max_distance, efermi) for file in files]
 
 
-def _predict_file(path: Path, predictor: Predictor, max_distance: float) -> Prediction:
+def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi: float | None) -> Prediction:
     """The answer for one file; only a missing network is raised."""
     try:
-        bands = UniformBands.from_vasprun(path) if _is_vasprun(path) else None
-        structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
-        answer = describe(structure, predictor, max_distance) | _ask_s2snet(structure, predictor)
-        answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
+        bands = _read_bands(path, efermi)
+        if isinstance(bands, TightBinding):
+            answer = _ask_model(bands, predictor)
+        else:
+            structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
+            answer = describe(structure, predictor, max_distance) | _ask_s2snet(structure, predictor)
+            answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
     except (CheckpointError, MissingStageError):
         raise
     except (MeissnerError, OSError) as error:
@@ -157,8 +177,36 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float) -> Pred
     return Prediction(file=str(path), **rounded)
 
 
-def _is_vasprun(path: Path) -> bool:
-    return "vasprun" in path.name.lower() or ".xml" in {suffix.lower() for suffix in path.suffixes}
+def _read_bands(path: Path, efermi: float | None) -> UniformBands | TightBinding | None:
+    """Bands in a file, or None where it holds a crystal alone."""
+    name = path.name.lower()
+    if "vasprun" in name or ".xml" in {suffix.lower() for suffix in path.suffixes}:
+        return UniformBands.from_vasprun(path)
+    if name.endswith(("_hr.dat", "_hr.dat.gz")):
+        return _with_fermi_level(read_wannier90_hr(path, efermi=efermi), path)
+    if name.endswith((".json", ".json.gz")):
+        document = _read_json(path)
+        if isinstance(document, dict) and document.get("@class") in {"BandStructure", "BandStructureSymmLine"}:
+            return bands_from_pymatgen(document, path.name)
+    return None
+
+
+def _with_fermi_level(model: TightBinding, path: Path) -> TightBinding:
+    """The model, if its Fermi level is known; InputError that says how to give it otherwise."""
+    if model.efermi is None:
+        raise InputError(
+            f"{path} names no Fermi level: give it with --efermi (in Python, efermi), or put {path.name} beside its "
+            ".win file with fermi_energy"
+        )
+    return model
+
+
+def _read_json(path: Path) -> Any:
+    """The document, or None for what the reader of crystals shall complain about."""
+    try:
+        return json.loads(read_bytes(str(path)))
+    except (ValueError, RecursionError):
+        return None
 
 
 def describe(structure: Structure, predictor: Predictor, max_distance: float) -> dict[str, Any]:
@@ -195,17 +243,28 @@ def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
 
 def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:
     grid = make_grid(bands, GridSettings()).energies
-    prediction = predictor.bnas.predict(grid[None], formulas=["".join(bands.species)])
+    return _ask_about_grid(grid, predictor, ["".join(bands.species)]) | {"band_gap_ev": _band_gap(bands.pooled)}
+
+
+def _ask_model(model: TightBinding, predictor: Predictor) -> dict[str, Any]:
+    """What BNAS says of a tight-binding model, whose bands are known on any mesh."""
+    settings = GridSettings()
+    energies = model.nearest_bands(settings.bands, settings.mesh)
+    gap = {"band_gap_ev": _band_gap(energies.reshape(len(energies), -1)), "note": NO_ATOMS}
+    return _ask_about_grid(grid_of(energies, settings).energies, predictor) | gap
+
+
+def _ask_about_grid(
+    grid: NDArray[np.float32], predictor: Predictor, formulas: list[str] | None = None
+) -> dict[str, Any]:
+    prediction = predictor.bnas.predict(grid[None], formulas=formulas)
     names = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
-    return {name: float(getattr(prediction, name)[0]) for name in names} | {
-        "bnas_version": predictor.bnas.version,
-        "band_gap_ev": _band_gap(bands),
-    }
+    return {name: float(getattr(prediction, name)[0]) for name in names} | {"bnas_version": predictor.bnas.version}
 
 
-def _band_gap(bands: UniformBands) -> float:
-    """Smallest distance between bands below and above the Fermi level on the coarse grid, eV; 0 for a metal."""
-    low, high = bands.pooled.min(axis=1), bands.pooled.max(axis=1)
+def _band_gap(energies: NDArray[Any]) -> float:
+    """Smallest distance between bands (n, k points) below and above E_F = 0, eV; 0 for a metal."""
+    low, high = energies.min(axis=1), energies.max(axis=1)
     if ((low < 0) & (high > 0)).any() or not ((low >= 0).any() and (high <= 0).any()):
         return 0.0
     return float(low[low >= 0].min() - high[high <= 0].max())

@@ -1,10 +1,12 @@
 """The report: one page that needs no network, with honest scores first, and the files that go with it.
 
-``report/index.html`` holds plotly once and all figures; ``candidates.csv`` all rows; ``structures/`` the crystals of
-the first candidates; ``provenance.json`` the way from source to number of each of them; ``figures/`` the densities of
-states by Tc, drawn and as numbers.
+``report/index.html`` holds plotly once and all figures; ``candidates.csv`` all rows, ``candidates.parquet`` with their
+crystals; ``structures/`` the crystals of the first candidates; ``provenance.json`` the way from source to number of
+each of them; ``figures/`` the densities of states by Tc, drawn and as numbers.
 """
 
+import base64
+import gzip
 import io
 import json
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from tasks.figures import figure_bytes
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.report_data import Provenance, label_noise, read_refusals, read_scores, read_stages, trained_labels
 from tasks.report_panels import PanelInputs, make_panel
+from tasks.report_papers import papers_section
 from tasks.report_sections import (
     COLUMNS,
     LIMITS,
@@ -39,6 +42,7 @@ from tasks.report_sections import (
     score_section,
     stage_row,
 )
+from tasks.report_time_machine import time_machine_section
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.screening import RESULT, summarise
 from tasks.settings import ReportSettings
@@ -46,7 +50,7 @@ from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 STAGE = "report"
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
@@ -91,6 +95,7 @@ def build_report(workspace: Workspace, settings: ReportSettings, advance: Advanc
         PAGE: page.encode(),
         **_density_files(densities),
         f"{FOLDER}/candidates.csv": _as_csv(candidates),
+        f"{FOLDER}/candidates.parquet": _as_parquet(candidates),
         f"{FOLDER}/provenance.json": json.dumps(
             {panel["row"]["material_id"]: panel["provenance"] for panel in panels}, indent=1, default=str
         ).encode(),
@@ -108,8 +113,13 @@ def render_page(context: dict[str, Any]) -> str:
         **context,
         style=(templates / "report.css").read_text("utf-8"),
         script=(templates / "report.js").read_text("utf-8"),
-        plotly=get_plotlyjs() if context["panels"] else "",
+        plotly=_packed(get_plotlyjs()) if context["panels"] else "",
     )
+
+
+def _packed(text: str) -> str:
+    """Gzipped and in base64, which browsers unpack themselves; the same bytes each time."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def report_inputs(workspace: Workspace) -> list[str]:
@@ -130,7 +140,8 @@ def _make_panels(
     """Panels of the first candidates, by the networks that made their numbers."""
     if not top:
         return []
-    index, grids = read_grids(workspace, [row["material_id"] for row in top])
+    stored = set(workspace.read_table(INDEX, ["material_id"])["material_id"].to_pylist())
+    index, grids = read_grids(workspace, [row["material_id"] for row in top if row["material_id"] in stored])
     names, bnas = index["material_id"].to_pylist(), load_bnas(workspace, top[0]["bnas_version"])
     crystals = {row["material_id"]: Structure.from_str(row["structure"], fmt="json") for row in top}
     checks = check_attention(bnas, grids, [crystals[name] for name in names])
@@ -176,6 +187,8 @@ def _general_context(
             (summary["abstained"], "too far to judge"),
             (len(labels), "materials trained on"),
         ],
+        "time_machine": time_machine_section(workspace),
+        "papers": papers_section(workspace, candidates),
         "networks": [score_section(network) for network in networks],
         "noise": label_noise(measured, labels),
         "chemistry": chemistry_section(candidates, measured, densities),
@@ -203,12 +216,16 @@ def _density_files(densities: Mapping[str, MeanDensities]) -> dict[str, bytes]:
     """The figure of densities of states by Tc and its numbers; nothing where no material has densities."""
     if not densities:
         return {}
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(densities_table(densities), sink, compression="zstd")
     return {
         f"{DENSITIES}.svg": figure_bytes(draw_densities(densities)),
-        f"{DENSITIES}.parquet": sink.getvalue().to_pybytes(),
+        f"{DENSITIES}.parquet": _as_parquet(densities_table(densities)),
     }
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _as_csv(candidates: pa.Table) -> bytes:

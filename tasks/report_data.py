@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ STAGE_ORDER = (
     "train-bnas",
     "train-s2snet",
     "screen",
+    "time-machine",
 )
 SPLIT_TITLES = {
     "random": "random by material",
@@ -33,6 +35,8 @@ SPLIT_TITLES = {
     "family": "one family left out",
     "year": "by year of first report",
 }
+NETWORKS = ("bnas", "s2snet")
+NOT_TRAINED = "in no training: asked of the ensemble"
 CALIBRATIONS = {
     "temperature": "Temperature scaling",
     "platt": "Platt's scaling",
@@ -231,6 +235,15 @@ def element_shares(formulas: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {symbol: count / len(formulas) for symbol, count in sorted(counts.items())}
 
 
+@dataclass(frozen=True)
+class StoredNetwork:
+    """Where each material stood in the splits, the hashes of the weights, and the version of the training's code."""
+
+    sides: Mapping[str, str]
+    weights: tuple[str, ...]
+    code: int | None
+
+
 class Provenance:
     """Where a candidate's numbers come from, step by step."""
 
@@ -240,6 +253,7 @@ class Provenance:
         self._measured = _by_id(workspace, "supercon/superconductors.parquet", "formula")
         self._bands = {row["material_id"]: row for row in bands.to_pylist()}
         self._grids = {row["material_id"]: row for row in index.to_pylist()}
+        self._workspace = workspace
 
     def trace(self, candidate: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """The chain of one candidate: source, structure, bands, grid, networks, code; what is unknown is left out."""
@@ -247,6 +261,7 @@ class Provenance:
         ordered, bands, grid = self._ordered.get(name, {}), self._bands.get(name, {}), self._grids.get(name, {})
         crystal = self._crystals.get(ordered.get("parent_id", name), {})
         measured = self._measured.get(candidate["known_formula"], {})
+        networks = {network: self._network(network, candidate[f"{network}_version"]) for network in NETWORKS}
         chain = {
             "measured": _pick(
                 measured, "formula", "source", "source_rows", "references", "year_first", "tc_definitions"
@@ -255,15 +270,36 @@ class Provenance:
             "structure": _pick(ordered, "parent_id", "structure_hash", "supercell", "composition_error", "match"),
             "bands": _pick(bands, "bands_hash", "engine", "engine_version", "engine_settings", "grid", "seconds"),
             "grid": _pick(grid, "sha256", "crossing_bands", "real_bands", "position"),
-            "networks": {
+            "split": {network: found.sides.get(name, NOT_TRAINED) for network, found in networks.items()},
+            "weights": {
                 "bnas": candidate["bnas_version"],
                 "s2snet": candidate["s2snet_version"],
                 "tc_origin": candidate["tc_origin"],
                 "probability_origin": candidate["probability_origin"],
-            },
-            "code": dict(versions),
+            }
+            | {f"{network}_sha256": list(found.weights) for network, found in networks.items() if found.weights},
+            "code": dict(versions)
+            | {f"{network}_code": found.code for network, found in networks.items() if found.code is not None},
         }
         return {step: values for step, values in chain.items() if values}
+
+    @lru_cache(maxsize=8)  # noqa: B019 - lives as long as the report is made
+    def _network(self, name: str, version: str) -> "StoredNetwork":
+        """What a stored network tells of itself; nothing where it is gone."""
+        folder = model_folder(name, version)
+        try:
+            folds = self._workspace.read_table(f"{folder}/folds.parquet")
+            config = self._workspace.read_json(f"{folder}/config.json")
+        except MissingStageError:
+            return StoredNetwork({}, (), None)
+        tested = folds.filter(pc.equal(folds["side"], "test")).to_pylist()
+        sides: dict[str, str] = {}
+        for row in sorted(tested, key=lambda row: (_place(row["split"]), row["fold"])):
+            part = f"{row['split']} fold {row['fold']}"
+            sides[row["material_id"]] = "; ".join(filter(None, [sides.get(row["material_id"], ""), part]))
+        sides = {material: f"trained on; held out in {parts}" for material, parts in sides.items()}
+        files = [f"{folder}/weights-{number}.safetensors" for number in range(config["members"])]
+        return StoredNetwork(sides, tuple(map(self._workspace.fingerprint, files)), config.get("code_version"))
 
     def hull_distance(self, material_id: str) -> float | None:
         """Energy above the hull of the parent crystal, eV per atom, where the source says."""
@@ -274,8 +310,12 @@ class Provenance:
 
 def _in_order(splits: Iterable[str]) -> list[str]:
     """Splits in the order of SPLIT_TITLES, others behind."""
+    return sorted(splits, key=_place)
+
+
+def _place(split: str) -> tuple[int, str]:
     known = list(SPLIT_TITLES)
-    return sorted(splits, key=lambda split: (known.index(split) if split in known else len(known), split))
+    return known.index(split) if split in known else len(known), split
 
 
 def _intervals(models: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from pymatgen.io.cif import CifWriter
 
+from models.exceptions import MeissnerError
 from tasks.attention import AttentionChecks, describe_checks
 from tasks.figures import to_data_url
 from tasks.known import KnownSuperconductors, element_amounts
 from tasks.material_figures import band_figure, crystal_figure, fermi_figure, plane_figure
 from tasks.report_data import Provenance
 
+NO_BANDS = "No bands of this material are kept in the workspace."
 SMALLEST_KELVIN = 0.01  # shown as a number
 NEAREST = 6  # measured superconductors shown beside a candidate
 CAPTIONS = {
@@ -41,6 +43,10 @@ CAPTIONS = {
 }
 
 
+class BandsMissingError(MeissnerError, LookupError):
+    """A figure needs bands of a material that has none."""
+
+
 @dataclass(frozen=True)
 class PanelInputs:
     """All that the panels draw from, read once."""
@@ -58,7 +64,8 @@ class PanelInputs:
 def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
     """The panel of one row of CANDIDATES; a figure that cannot be drawn has the reason in its place."""
     structure = Structure.from_str(row["structure"], fmt="json")
-    grid = inputs.grids[row["material_id"]]
+    grid, bands = inputs.grids.get(row["material_id"]), inputs.bands.get(row["material_id"])
+    checks = inputs.attention.get(row["material_id"])
     weights = np.asarray(inputs.s2snet.atom_weights(structure), dtype=float)
     trace = inputs.provenance.trace(row, inputs.versions)
     name = file_name(row)
@@ -67,21 +74,21 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
             "bands",
             "Bands and densities of states",
             "wide",
-            lambda: band_figure(structure, grid, _densities(inputs.bands.get(row["material_id"], {}))),
+            lambda: band_figure(structure, _present(grid), None if bands is None else _densities(bands)),
         ),
         ("crystal", "Crystal", "narrow", lambda: crystal_figure(structure, weights)),
         (
             "planes",
             "Band and attention in three planes",
             "wide",
-            lambda: plane_figure(grid, inputs.bnas.rollout(grid)),
+            lambda: plane_figure(_present(grid), inputs.bnas.rollout(grid)),
         ),
-        ("fermi", "Fermi surface", "narrow", lambda: fermi_figure(structure, grid)),
+        ("fermi", "Fermi surface", "narrow", lambda: fermi_figure(structure, _present(grid))),
     ]
     return {
         "figures": [_figure(f"{name}-{kind}", title, size, CAPTIONS[kind], make) for kind, title, size, make in draw],
-        "attention": attention_rows(inputs.attention[row["material_id"]]),
-        "attention_words": describe_checks(inputs.attention[row["material_id"]]),
+        "attention": attention_rows(checks) if checks else [],
+        "attention_words": describe_checks(checks) if checks else [NO_BANDS],
         "sites": _sites(structure, weights),
         "nearest": nearest_superconductors(row["formula"], inputs.measured),
         "provenance": trace,
@@ -91,6 +98,13 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
         "file_name": name,
         "words": describe_trust(row, _hull_distance(row, inputs.provenance)),
     }
+
+
+def _present(grid: NDArray | None) -> NDArray:
+    """The grid; BandsMissingError where the workspace has none of the material."""
+    if grid is None:
+        raise BandsMissingError(NO_BANDS)
+    return grid
 
 
 def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
@@ -116,7 +130,7 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
             "As far as its source knows, it was never made." if row["theoretical"] else "Its source says it was made."
         )
     if row["band_gap_ev"] > 0:
-        sentences.append(f"It has a band gap of {row['band_gap_ev']:.2f} eV: undoped it would not superconduct.")
+        sentences.append(f"It has a band gap of {row['band_gap_ev']:.2g} eV: undoped it would not superconduct.")
     if row["hazards"]:
         sentences.append(f"Handle with care: {', '.join(row['hazards'])}.")
     return " ".join(sentences)
@@ -184,6 +198,8 @@ def _figure(name: str, title: str, size: str, caption: str, make: Callable[[], g
     shown = {"id": f"figure-{name}", "title": title, "size": size, "caption": caption}
     try:
         figure = make()
+    except BandsMissingError as error:
+        return shown | {"reason": str(error)}
     except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
         return shown | {"reason": f"This figure could not be drawn: {error}"}
     if isinstance(figure, Figure):

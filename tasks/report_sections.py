@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from tasks.densities import ENERGIES, HIGH_KELVIN, MeanDensities, densities_by_tc
+from tasks.element_bars import element_bar_figure
 from tasks.figures import (
     dos_figure,
     element_figure,
@@ -19,6 +20,7 @@ from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.stages import StageReport
 from tasks.training_figures import own_predictions, training_figures
 
+BARS = "The same shares as bars, by atomic number."
 TASKS = {"bnas": "bands to Tc", "s2snet": "crystal structure to superconductor or not"}
 COLUMNS = (
     ("rank", "rank", "number", "1 is best; known materials and abstentions have none"),
@@ -116,6 +118,7 @@ def chemistry_section(
             groups[f"Candidates that both networks call superconductors ({len(chosen)})"] = element_shares(chosen)
         caption = "Share of the compositions that hold each element, in per cent, on one colour scale."
         figures.append(_picture("Which elements", element_figure(groups), caption))
+        figures.append(_picture("The commonest elements", element_bar_figure(groups), BARS))
     if densities:
         caption = (
             "Mean s, p and d densities of states per atom of superconductors, by measured Tc, and of the ranked "

@@ -311,6 +311,41 @@ DENSITIES_BY_TC = pa.schema(
     ]
 )
 
+TIME_MACHINE = pa.schema(  # a row is a year, what the models read, the pool, a model, and the length of its list
+    [
+        pa.field("year", pa.int32(), nullable=False),  # trained on what was reported before it
+        pa.field("inputs", pa.string(), nullable=False),  # crystals, or bands: materials that have these
+        pa.field("pool", pa.string(), nullable=False),  # all, or new systems: without chemical systems of the training
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("top", pa.int32(), nullable=False),  # length of the list
+        pa.field("hits", pa.int32(), nullable=False),  # of the list, reported as superconductors later
+        pa.field("expected", pa.float64(), nullable=False),  # hits of a draw by lot
+        pa.field("enrichment", pa.float64(), nullable=False),  # hits / expected
+        pa.field("enrichment_low", pa.float64(), nullable=False),  # 95 % bootstrap over the pool
+        pa.field("enrichment_high", pa.float64(), nullable=False),
+        pa.field("enrichment_largest", pa.float64(), nullable=False),  # of a perfect list
+        pa.field("p_value", pa.float64(), nullable=False),  # hypergeometric
+        pa.field("pool_materials", pa.int32(), nullable=False),
+        pa.field("pool_found", pa.int32(), nullable=False),
+        pa.field("trained", pa.int32(), nullable=False),  # materials
+        pa.field("trained_superconductors", pa.int32(), nullable=False),
+        pa.field("background", pa.int32(), nullable=False),  # of the trained, drawn by lot from what was not reported
+    ]
+)
+
+TIME_MACHINE_LISTS = pa.schema(  # a row is a place in the list of a model for a year, over the whole pool
+    [
+        pa.field("year", pa.int32(), nullable=False),
+        pa.field("inputs", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("formula", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),  # kelvin, probability, or their product
+        pa.field("year_found", pa.int32()),  # first report as a superconductor; null: none is known
+    ]
+)
+
 PAIRS = pa.schema(  # a row is a compound of the BNAS paper's Table I and a grid of it, or one without a grid
     [
         pa.field("pair", pa.int32(), nullable=False),

@@ -424,6 +424,32 @@ class ScreeningSettings(StepSettings):
     s2snet_version: str | None = Field(None, description="Version of S2SNet; none: the one in use")
 
 
+class TimeMachineSettings(StepSettings):
+    """Retrospective test: train on what was reported before a year, and look how much of the rest was found later."""
+
+    years: tuple[int, ...] = Field((), description="Years to go back to; none: five that the reports allow")
+    year_table: str | None = Field(
+        None, description="Table of reports that gives a year to compositions without one, such as SuperBand's"
+    )
+    networks: tuple[Literal["bnas", "s2snet"], ...] = Field(
+        ("bnas", "s2snet"), description="Networks that are trained again for each year"
+    )
+    bnas: str = Field("starter", description="Named network and recipe of BNAS")
+    s2snet: str = Field("starter", description="Named network and recipe of S2SNet")
+    epochs: int | None = Field(None, ge=1, description="Overrides the recipes' epochs")
+    top: tuple[int, ...] = Field((10, 50, 100), description="Lengths of the lists that are judged")
+    background: float = Field(
+        0.5,
+        ge=0,
+        description="Others for each superconductor in a training; what reports before the year lack is drawn by lot "
+        "from what was not reported then, whatever became of it",
+    )
+    min_trained: int = Field(10, ge=2, description="Least superconductors reported before a year")
+    min_found: int = Field(5, ge=1, description="Least superconductors to be found after it")
+    seed: int = Field(0, description="Seed of lots, initial weights and batches")
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+
 class ReportSettings(StepSettings):
     """The finished page."""
 
@@ -492,6 +518,7 @@ class Settings(BaseSettings):
     benchmark: BenchmarkSettings = BenchmarkSettings()
     tuning: TuningSettings = TuningSettings()
     screening: ScreeningSettings = ScreeningSettings()
+    time_machine: TimeMachineSettings = TimeMachineSettings()
     report: ReportSettings = ReportSettings()
     operations: OperationsSettings = OperationsSettings()
     notify_url: SecretStr | None = Field(

@@ -299,6 +299,35 @@ def validate_pairs(profile: Profile = None, workspace: Place = None) -> None:
     check_found(found, place)
 
 
+@validate.command("time-machine")
+def validate_time_machine(
+    profile: Profile = None,
+    workspace: Place = None,
+    year: Annotated[list[int] | None, typer.Option(help="Year to go back to; may be repeated; none: five")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="bnas or s2snet, trained for each year; may be repeated; none: no network")
+    ] = None,
+    year_table: Annotated[
+        str | None, typer.Option(help="Table of reports that gives years to compositions without one")
+    ] = None,
+    epochs: Epochs = None,
+    device: Device = None,
+) -> None:
+    """Train on reports before a year, find those after. Example: meissner validate time-machine --year 1990"""
+    from flows.display import print_time_machine
+
+    choices: dict[str, Any] = {"years": year or None, "year_table": year_table, "epochs": epochs, "device": device}
+    choices["networks"] = None if not network else [name for name in network if name != "none"]
+    settings = load_settings(profile, workspace=workspace, time_machine=choices)
+    with opened(settings, ("time-machine",)) as (place, console):
+        from flows.validate import time_machine as flow
+        from tasks.time_machine import OUTPUT
+
+        flow(settings.workspace, settings.time_machine, settings.processes)
+    print_time_machine(console, place)
+    console.print(f"The table: {location(place, OUTPUT)}", soft_wrap=True)
+
+
 def _point(text: str) -> tuple[float, ...]:
     """Three fractional coordinates, written as 0,0,0.25."""
     from tasks.exceptions import InputError

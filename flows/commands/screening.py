@@ -93,11 +93,12 @@ def screen(
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="CIF, POSCAR, pymatgen JSON or vasprun.xml files")],
+    files: Annotated[list[Path], typer.Argument(help="CIF, POSCAR, JSON of pymatgen or ASE, vasprun.xml, *_hr.dat")],
     profile: Profile = None,
     workspace: Place = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
+    efermi: Annotated[float | None, typer.Option(help="Fermi level of tight-binding models, eV")] = None,
 ) -> None:
     """Ask the trained networks about single materials. Example: meissner predict MgB2.cif vasprun.xml"""
     from rich.console import Console
@@ -107,7 +108,7 @@ def predict(
     from tasks.workspace import Workspace
 
     settings = load_settings(profile, workspace=workspace)
-    predictions = answer(files, Workspace(settings.workspace))
+    predictions = answer(files, Workspace(settings.workspace), settings.screening, efermi)
     print_predictions(Console(), predictions, "json" if as_json else "csv" if as_csv else "table")
     if all(prediction.error for prediction in predictions):
         raise typer.Exit(2)

@@ -63,7 +63,18 @@
   filter();
 
   const panels = Array.from(document.querySelectorAll("details.panel"));
-  const draw = (panel) => {
+  let plotly = null; // a promise: Plotly lies in the page compressed, and is unpacked when a panel first needs it
+  const unpack = async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (char) => char.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  };
+  const draw = async (panel) => {
+    plotly ??= unpack();
+    await plotly;
+    if (!panel.open) return;
     for (const place of panel.querySelectorAll(".plot")) {
       const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
       Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
@@ -72,7 +83,7 @@
   panels.forEach((panel) =>
     panel.addEventListener("toggle", () => {
       if (!panel.open) {
-        panel.querySelectorAll(".plot").forEach((place) => Plotly.purge(place));
+        panel.querySelectorAll(".plot").forEach((place) => window.Plotly?.purge(place));
         return;
       }
       panels.forEach((other) => { if (other !== panel) other.open = false; });

@@ -1,20 +1,26 @@
 """Screening: what is chosen, joined, judged and ranked; the same table however it was made; single files."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from ase import Atoms
+from ase.io import write as ase_write
+from ase.io.jsonio import encode
 from pymatgen.core import Lattice, Structure
+from pymatgen.electronic_structure.bandstructure import BandStructure
+from pymatgen.electronic_structure.core import Spin
 
 from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.s2snet_training import predict_logits
 from tasks.exceptions import InputError, MissingStageError, RefusedError
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
-from tasks.prediction import NEEDS_BANDS, round_significant
+from tasks.prediction import NEEDS_BANDS, NO_ATOMS, round_significant
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.schemas import CANDIDATES, FETCHED_CRYSTALS, ORDERED
 from tasks.screening import (
@@ -31,6 +37,8 @@ from tasks.screening import (
 )
 from tasks.settings import ScreeningSettings
 from tasks.stages import Rejection, read_report
+from tasks.tight_binding import write_wannier90_hr
+from tasks.tight_binding_models import one_band_cuprate
 from tasks.workspace import Workspace
 from tests.tasks.screening_workspace import GAPPED
 
@@ -315,6 +323,46 @@ def test_predict_asks_both_networks_about_a_vasprun(screened: Workspace, shared_
     assert answer.tc_low_kelvin <= answer.tc_kelvin <= answer.tc_high_kelvin
     assert answer.band_gap_ev == 0
     assert 0 <= answer.probability <= 1
+
+
+def test_predict_reads_what_ase_writes(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
+    crystal = Structure.from_str(rows["VC"]["structure"], fmt="json")
+    atoms = Atoms(symbols="VC", positions=crystal.cart_coords, cell=crystal.lattice.matrix, pbc=True)
+    ase_write(tmp_path / "one.json", atoms)
+    (tmp_path / "atoms.json").write_text(encode(atoms.todict()))
+    atoms.pbc = (True, True, False)
+    ase_write(tmp_path / "layer.json", atoms)
+    *answers, layer = predict([tmp_path / f"{name}.json" for name in ("one", "atoms", "layer")], screened)
+    for answer in answers:
+        assert answer.error is None
+        assert answer.space_group == "Fm-3m"
+        assert answer.probability == pytest.approx(rows["VC"]["probability"], abs=1e-3)
+    assert "is not periodic along all three axes" in layer.error
+
+
+def test_predict_asks_both_networks_about_bands_of_pymatgen(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
+    stored = screened.read_table("bands/test.parquet").to_pylist()
+    row = next(row for row in stored if row["formula"] == "VC")
+    crystal = Structure.from_str(row["structure"], fmt="json")
+    bands = {Spin.up: np.array(row["energies"][0], dtype=float)}
+    document = BandStructure(row["kpoints"], bands, crystal.lattice.reciprocal_lattice, row["efermi"]).as_dict()
+    (tmp_path / "bands.json").write_text(json.dumps(document | {"structure": crystal.as_dict()}))
+    (answer,) = predict([tmp_path / "bands.json"], screened)
+    assert answer.error is None
+    assert answer.tc_kelvin == pytest.approx(rows["VC"]["tc_kelvin"], rel=1e-3)
+    assert answer.probability == pytest.approx(rows["VC"]["probability"], abs=1e-3)
+
+
+def test_predict_asks_bnas_alone_about_a_tight_binding_model(screened: Workspace, tmp_path: Path):
+    model = one_band_cuprate()
+    path = write_wannier90_hr(model, tmp_path / "layer_hr.dat")
+    (answer,) = predict([path], screened, efermi=model.fermi_level(0.85))
+    assert answer.note == NO_ATOMS
+    assert answer.band_gap_ev == 0
+    assert answer.tc_low_kelvin <= answer.tc_kelvin <= answer.tc_high_kelvin
+    assert (answer.formula, answer.probability, answer.known) == (None, None, None)
+    (unknown,) = predict([path], screened)
+    assert "names no Fermi level: give it with --efermi" in unknown.error
 
 
 def test_predict_needs_a_file(screened: Workspace):
