@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.display import STAGES
 from tasks.schemas import CANDIDATES, REJECTED
+from tests.conftest import STARTER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -22,8 +24,22 @@ MEISSNER = Path(sys.executable).with_name("meissner")
 KILLED_AFTER = ("crystals", "order", "bands", "grid", "train-bnas")
 
 
-def start(workspace: Path, *options: str) -> subprocess.Popen:
-    command = [MEISSNER, "discover", "--profile", ROOT / "tests/data/quick.toml", "--workspace", workspace, *options]
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The smallest networks on half of the starter crystals and half of their bands."""
+    folder = tmp_path_factory.mktemp("inputs")
+    head, *crystals = (STARTER / "crystals.csv").read_text().splitlines()
+    (folder / "crystals.csv").write_text("\n".join([head, *crystals[::2]]) + "\n")
+    bands = pq.read_table(STARTER / "bands.parquet")
+    pq.write_table(bands.take(pa.array(range(0, len(bands), 2))), folder / "bands.parquet")
+    text = (ROOT / "tests" / "data" / "quick.toml").read_text()
+    text = text.replace("[bands]", f'crystals = "{folder}/crystals.csv"\n\n[bands]\nbundled = "{folder}/bands.parquet"')
+    (folder / "profile.toml").write_text(text)
+    return folder / "profile.toml"
+
+
+def start(profile: Path, workspace: Path) -> subprocess.Popen:
+    command = [MEISSNER, "discover", "--profile", profile, "--workspace", workspace]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
     for name in ("PREFECT_API_URL", "PREFECT_HOME"):
         environment.pop(name, None)
@@ -52,9 +68,9 @@ def leftovers(workspace: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, profile):
     workspace = tmp_path_factory.mktemp("undisturbed")
-    return workspace, finish(start(workspace))
+    return workspace, finish(start(profile, workspace))
 
 
 def test_it_ends_with_candidates_scores_and_a_report(finished):
@@ -68,7 +84,7 @@ def test_it_ends_with_candidates_scores_and_a_report(finished):
     assert candidates.schema.equals(CANDIDATES, check_metadata=False)
     ranks = [rank for rank in candidates["rank"].to_pylist() if rank is not None]
     assert sorted(ranks) == list(range(1, len(ranks) + 1))
-    assert len(ranks) >= 10
+    assert len(ranks) >= 3
 
 
 def test_every_refused_item_has_its_reason(finished):
@@ -80,31 +96,31 @@ def test_every_refused_item_has_its_reason(finished):
         assert all(reason.strip() for reason in table["reason"].to_pylist())
 
 
-def test_a_second_run_computes_nothing(finished):
+def test_a_second_run_computes_nothing(finished, profile):
     workspace, _ = finished
     before = (workspace / "candidates" / "candidates.parquet").stat().st_mtime_ns
-    output = finish(start(workspace))
+    output = finish(start(profile, workspace))
     assert output.count("nothing to do") == len(STAGES)
     assert (workspace / "candidates" / "candidates.parquet").stat().st_mtime_ns == before
 
 
-def test_killed_at_five_points_it_ends_with_the_same_candidates(finished, tmp_path):
+def test_killed_at_five_points_it_ends_with_the_same_candidates(finished, profile, tmp_path):
     undisturbed, _ = finished
     for stage in KILLED_AFTER:
-        process = start(tmp_path)
+        process = start(profile, tmp_path)
         wait_for(process, stage)
         time.sleep(1.0)  # into the next stage
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(1.0)
         assert not [line for line in leftovers(tmp_path) if "gpaw_worker" in " ".join(line)]
-    finish(start(tmp_path))
+    finish(start(profile, tmp_path))
     name = Path("candidates") / "candidates.parquet"
     assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_ctrl_c_stops_it_in_seconds_and_says_how_to_go_on(tmp_path):
-    process = start(tmp_path)
+def test_ctrl_c_stops_it_in_seconds_and_says_how_to_go_on(profile, tmp_path):
+    process = start(profile, tmp_path)
     wait_for(process, "order")
     time.sleep(2.0)  # a calculation is under way
     asked = time.monotonic()
