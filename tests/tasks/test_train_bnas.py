@@ -233,7 +233,7 @@ def test_too_little_to_learn_from_is_told(tmp_path: Path, change: Callable, mess
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"config": "huge"}, InputError, "no configuration 'huge'; choose one of paper, starter, tiny"),
+        ({"config": "huge"}, InputError, "no configuration 'huge'; choose one of best, paper, starter, tiny"),
         ({"splits": ("alphabet",)}, ModelInputError, "not one of random"),
         ({"device": "abacus"}, TrainingError, "not one of auto, cpu, cuda"),
         ({"folds": 40}, ModelInputError, "40 folds need at least 40 materials"),
