@@ -62,6 +62,7 @@ class BnasEnsemble:
         self,
         grids: np.ndarray,
         device: str = "auto",
+        *,
         images: int = IMAGES,
         formulas: Sequence[str] | None = None,
     ) -> BnasPrediction:

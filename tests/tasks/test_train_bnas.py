@@ -123,9 +123,9 @@ def test_a_network_that_sees_compositions_takes_them_from_the_index_and_asks_for
     network.load_state_dict(load(workspace.read_bytes(plan.members[0].file)))
     ensemble = BnasEnsemble(plan.version, plan.config, [network], half_width=0.5, coverage=0.9)
     index, grids = read_grids(workspace)
-    answer = ensemble.predict(grids, "cpu", index["formula"].to_pylist())
+    answer = ensemble.predict(grids, "cpu", formulas=index["formula"].to_pylist())
     assert len(set(answer.tc_kelvin)) > 8
-    assert len(set(ensemble.predict(grids, "cpu", ["Nb3Sn"] * 16).tc_kelvin - answer.tc_kelvin)) > 8
+    assert len(set(ensemble.predict(grids, "cpu", formulas=["Nb3Sn"] * 16).tc_kelvin - answer.tc_kelvin)) > 8
     with pytest.raises(ModelInputError, match="sees compositions as well: give the formula of each grid"):
         ensemble.predict(grids, "cpu")
     assert ensemble.patch_attention(grids[0]).shape == (1, 2, 2, 2)
