@@ -257,7 +257,7 @@ def _check_model(place: Place, folder: str, owners: Mapping[str, object]) -> lis
     configured = workspace.list(f"{folder}/*/config.json")
     versions = {name.split("/")[2] for name in configured}
     pointers: tuple[tuple[str, Remedy, str], ...] = (
-        ("latest", "remake", place.command(stage)),
+        ("latest", "remake", place.command("screen" if _is_lent(place, f"{folder}/latest.json") else stage)),
         ("promoted", "aside", "meissner models promote VERSION"),
     )
     for pointer, remedy, again in pointers:
@@ -276,6 +276,11 @@ def _check_model(place: Place, folder: str, owners: Mapping[str, object]) -> lis
     for config in configured:
         findings += _check_version(place, config.removesuffix("/config.json"), stage, owners)
     return findings
+
+
+def _is_lent(place: Place, name: str) -> bool:
+    """Whether a collection has this file of a network from the workspace; a screening copies what is not there."""
+    return bool(place.folder) and place.home.exists(name)
 
 
 def _named_versions(pointer: Mapping[str, Any]) -> list[str]:
@@ -301,7 +306,7 @@ def _check_version(place: Place, folder: str, stage: str, owners: Mapping[str, o
         problem = find_problem(name, workspace.read_bytes(name)) if name in there else GONE
         if not problem:
             continue
-        if place.folder and place.home.exists(name):  # lent by the workspace, copied again where it is not there
+        if _is_lent(place, name):
             findings.append(place.find(name, "network", problem, "remake", "screen"))
             continue
         again = f"{place.command(stage)}, with the settings in {folder}/config.json"

@@ -38,7 +38,7 @@ def check(
 
     settings = load_settings(profile, workspace=workspace)
     place, console = Workspace(settings.workspace), Console()
-    if not place.exists("."):
+    if not place.list("*"):
         raise InputError(f"There is no workspace {place.url} to check")
     if as_json:
         found = check_workspace(place)
