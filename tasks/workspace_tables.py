@@ -62,6 +62,9 @@ COMMANDS = {  # what runs a stage
 }
 
 
+UNREADABLE = "cannot be read"
+
+
 def training_stage(model: str) -> str:
     """The stage that makes the versions of a network or of a pre-training, named by its folder in ``models/``."""
     return f"pretrain-{model.removesuffix('-pretraining')}" if model.endswith("-pretraining") else f"train-{model}"
@@ -87,7 +90,7 @@ def find_problem(name: str, data: bytes) -> str:
         elif name.endswith(".json.gz"):
             json.loads(gzip.decompress(data))
     except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, safetensors.SafetensorError) as error:
-        return f"cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        return f"{UNREADABLE}: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""
 
 

@@ -225,6 +225,15 @@ def test_fetched_answers_and_adopted_bands_are_never_deleted(copy: Workspace):
     assert told(copy) == {}
 
 
+def test_bands_of_another_version_are_told_and_stay(copy: Workspace):
+    name = "bands/test.parquet"
+    copy.write_table(name, copy.read_table(name).drop_columns(["dos_d"]))
+    findings = check_workspace(copy)
+    assert [(one.place, one.problem) for one in findings] == [(name, "lacks the columns dos_d")]
+    assert repair_workspace(copy, findings) == ["left as it is"]
+    assert copy.exists(name)
+
+
 def test_a_collection_is_checked_like_the_workspace_and_keeps_its_best_anew(copy: Workspace, tmp_path: Path):
     inner = Workspace(copy.path("collections/screen-mp"))
     for folder in ("grids", "models", "stages/grid"):
