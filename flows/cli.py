@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from flows.commands import data, models, networks, operations, screening
+from flows.commands import data, models, networks, operations, screening, workspace
 
 app = typer.Typer(
     name="meissner",
@@ -13,7 +13,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for part in (screening, data, networks, models, operations):
+for part in (screening, data, networks, models, operations, workspace):
     app.add_typer(part.app)
 
 

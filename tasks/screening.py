@@ -36,7 +36,17 @@ from tasks.screening_chunks import (
     screen_to_part,
 )
 from tasks.screening_kept import KEPT, keep_best
-from tasks.screening_plan import CODE_VERSION, PARTS, Chunk, Plan, best_names, pin_networks, plan_best, plan_screening
+from tasks.screening_plan import (
+    CODE_VERSION,
+    PARTS,
+    PLAN,
+    Chunk,
+    Plan,
+    best_names,
+    pin_networks,
+    plan_best,
+    plan_screening,
+)
 from tasks.settings import GridSettings, MpBandSettings, ScreeningSettings
 from tasks.shards import INDEX
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
@@ -165,9 +175,11 @@ def join_parts(
     told = [*plan.excluded, *plan.refused, *lost]
     inputs = [chunk.part + place.fingerprint(chunk.rejected) for chunk in (*made, *better)]
     inputs += [*(f"{rejection.item} {rejection.reason}" for rejection in told), str(plan.not_asked)]
-    return run_stage(
+    report = run_stage(
         place, STAGE, compute, code_version=CODE_VERSION, inputs=inputs, settings=settings, started=started
     )
+    place.write_json(PLAN, {"parts": sorted(chunk.part for chunk in (*plan.chunks, *best))})
+    return report
 
 
 def rank_candidates(table: pa.Table) -> pa.Table:

@@ -27,6 +27,7 @@ from tasks.workspace import Workspace
 CODE_VERSION = 2
 IMAGES_SHARE = 8  # a chunk that is asked about in all images has so many times fewer materials
 PARTS = "candidates/parts"
+PLAN = "candidates/plan.json"  # the parts that the newest finished screening was made of
 
 
 class Chunk(BaseModel):

@@ -208,20 +208,26 @@ def verify_shards(workspace: Workspace, thorough: bool = True) -> list[str]:
     thorough
         Compare the checksum of every object's bytes; otherwise only that it is there with its size.
     """
-    return [
-        name
-        for record in read_records(workspace)
-        for name, stored in record.objects.items()
-        if not _intact(workspace, name, stored, thorough)
-    ]
+    return [name for record in read_records(workspace) for name in damaged_objects(workspace, record, thorough)]
+
+
+def damaged_objects(workspace: Workspace, record: ShardRecord, thorough: bool = True) -> list[str]:
+    """Names of one shard's objects that do not agree with its record; see ``verify_shards``."""
+    return [name for name, stored in record.objects.items() if not _intact(workspace, name, stored, thorough)]
 
 
 def discard_shards(workspace: Workspace, names: Sequence[str]) -> None:
     """Forget damaged shards, named as by ``verify_shards``: the next run makes their materials again."""
-    for record in read_records(workspace):
-        if set(names) & set(record.objects):
-            for name in (_record_name(record.shard), *record.objects):
-                workspace.remove(name)
+    forget_shards(workspace, [one.shard for one in read_records(workspace) if set(names) & set(one.objects)])
+
+
+def forget_shards(workspace: Workspace, shards: Sequence[int]) -> None:
+    """Remove shards by number, with the index: in fresh shards, their materials may get other positions."""
+    for shard in shards:
+        for name in (_record_name(shard), shard_object(shard), coefficients_object(shard)):
+            workspace.remove(name)
+    if shards:
+        workspace.remove(INDEX)
 
 
 def read_grids(workspace: Workspace, material_ids: Sequence[str] | None = None) -> tuple[pa.Table, Grids]:

@@ -28,6 +28,7 @@ COMMANDS = (
     "up",
     "status",
     "models",
+    "workspace",
     "doctor",
 )
 
