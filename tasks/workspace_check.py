@@ -136,7 +136,8 @@ def inner_workspace(workspace: Workspace, folder: str) -> Workspace:
 
 def _plan(place: Place) -> list[Check]:
     """Every check of a place, small enough each that their number shows the progress."""
-    reports, checks = [], []
+    reports: list[StageReport] = []
+    checks: list[Check] = []
     for name in place.workspace.list("stages/*/manifest.json"):
         stage = name.split("/")[1]
         try:
