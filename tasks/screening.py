@@ -43,7 +43,6 @@ from tasks.screening_plan import (
     Chunk,
     Plan,
     best_names,
-    pin_networks,
     plan_best,
     plan_screening,
 )
@@ -159,7 +158,7 @@ def join_parts(
 
     def compute() -> StageOutcome:
         table = rank_candidates(_replaced(_rows(place, made), _rows(place, better)))
-        table = table.replace_schema_metadata(_provenance(home or place, settings))
+        table = table.replace_schema_metadata(_provenance(home or place, table, settings))
         rejected = [*plan.excluded, *plan.refused, *_refused(place, made), *_lost(plan.chunks, reasons)]
         parts = [*made, *better]
         seconds = sum(place.read_json(chunk.timing)["seconds"] for chunk in parts)
@@ -220,13 +219,13 @@ def summarise(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _provenance(home: Workspace, settings: ScreeningSettings) -> dict[str, str]:
+def _provenance(home: Workspace, table: pa.Table, settings: ScreeningSettings) -> dict[str, str]:
     """Versions of data, code, networks and parameters, for the table's metadata."""
-    pinned = pin_networks(home, settings)
+    used = {name: pc.unique(table[f"{name}_version"].drop_null()).to_pylist() for name in ("bnas", "s2snet")}
     found = {
         "code": {"meissner": version("meissner"), "screening": CODE_VERSION},
-        "networks": {"bnas": pinned.bnas_version, "s2snet": pinned.s2snet_version},
-        "data": {name: home.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX)},
+        "networks": {name: " ".join(versions) for name, versions in used.items()},
+        "data": {name: home.fingerprint(name) for name in (SUPERCONDUCTORS, INDEX) if home.exists(name)},
         "settings": settings.model_dump(mode="json", include=SHAPING),
     }
     return {"meissner": json.dumps(found, sort_keys=True)}

@@ -200,7 +200,7 @@ def test_too_little_to_learn_from_is_told(tmp_path: Path, change: Any, message: 
 
 def test_impossible_settings_are_told(pretrained: tuple, tmp_path: Path) -> None:
     workspace, _ = pretrained
-    with pytest.raises(InputError, match="no configuration 'huge'; choose one of paper, starter, tiny"):
+    with pytest.raises(InputError, match="no configuration 'huge'; choose one of best, paper, starter, tiny"):
         make_plan(workspace, SETTINGS.model_copy(update={"config": "huge"}))
     with pytest.raises(ModelInputError, match="bands on a multiple of 16 k points an axis"):
         learn(workspace, workspace, s := SETTINGS.model_copy(update={"config": "starter"}), make_plan(workspace, s))
