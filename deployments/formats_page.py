@@ -23,6 +23,7 @@ TABLES = {  # schema to the files that hold it
     "STAR_BANDS": "grids/coefficients/SHARD.parquet",
     "S2S": "datasets/s2s.parquet",
     "FOLDS": "models/NETWORK/VERSION/folds.parquet",
+    "PRETRAINING_ROLES": "models/NETWORK-pretraining/VERSION/materials.parquet",
     "PREDICTIONS": "models/NETWORK/VERSION/predictions.parquet",
     "CURVES": "models/bnas/VERSION/curves.parquet",
     "TRIALS": "tuning/STUDY.parquet",

@@ -60,7 +60,7 @@ from tasks.schemas import PREDICTIONS
 from tasks.settings import AuditSettings, BenchmarkSettings
 from tasks.sources import hash_source
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
-from tasks.workers import close_workers, run_in_worker
+from tasks.workers import close_workers, make_part
 from tasks.workspace import Workspace
 
 STAGE = "benchmark-s2s"
@@ -405,18 +405,6 @@ def _pretraining_sizes(plan: BenchmarkPlan, settings: BenchmarkSettings) -> dict
     return found
 
 
-def _run_part(
-    workspace: str, settings: BenchmarkSettings, plan: BenchmarkPlan, part: BenchmarkPart, processes: int
-) -> str:
-    """Do a part in a worker unless its file is there, and tell how far the stage is."""
-    store = Workspace(workspace)
-    if not store.exists(part.file):
-        at_once = 1 if resolve_device(settings.device) == "cuda" else processes
-        run_in_worker(run_part, workspace, settings, plan, part, processes=at_once)
-    publish(StageEvent(STAGE, _count_done(store, plan.parts), len(plan.parts)))
-    return part.file
-
-
 def _count_done(store: Workspace, parts: Sequence[BenchmarkPart]) -> int:
     return sum(store.exists(part.file) for part in parts)
 
@@ -432,7 +420,9 @@ def benchmark_fold(
     workspace: str, settings: BenchmarkSettings, plan: BenchmarkPlan, part: BenchmarkPart, processes: int
 ) -> str:
     """Train one method on one fold and predict its held-out crystals."""
-    return _run_part(workspace, settings, plan, part, processes)
+    file = make_part(workspace, part.file, run_part, settings, plan, part, device=settings.device, processes=processes)
+    publish(StageEvent(STAGE, _count_done(Workspace(workspace), plan.parts), len(plan.parts)))
+    return file
 
 
 @task(name="finish-benchmark")

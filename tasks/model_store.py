@@ -27,12 +27,13 @@ from safetensors.torch import load, save
 
 from models.exceptions import CheckpointError
 from tasks.exceptions import InputError, MissingStageError
-from tasks.schemas import FOLDS, PREDICTIONS
+from tasks.schemas import FOLDS, PREDICTIONS, PRETRAINING_ROLES
 from tasks.stages import hash_text, software_versions
 from tasks.workspace import Workspace
 
 State = dict[str, torch.Tensor]
 VERSION_DIGITS = 10
+PRETRAINING_FILES = ("weights.safetensors", "curves.parquet", "metrics.json", "materials.parquet", "config.json")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,27 @@ def model_version(*, data: str, config: Mapping[str, Any], seed: int, code_versi
 def model_folder(name: str, version: str) -> str:
     """Folder of a version inside the workspace."""
     return f"models/{name}/{version}"
+
+
+def save_pretraining(
+    workspace: Workspace,
+    name: str,
+    version: str,
+    *,
+    config: Mapping[str, Any],
+    learnt: Sequence[str],
+    held_out: Sequence[str],
+) -> list[str]:
+    """Say what a pre-trained version is, whose weights and metrics are there; the pointer last. Gives all its files."""
+    folder = model_folder(name, version)
+    roles = [{"material_id": one, "role": "pretrain"} for one in learnt]
+    roles += [{"material_id": one, "role": "held-out"} for one in held_out]
+    workspace.write_table(f"{folder}/materials.parquet", pa.Table.from_pylist(roles, schema=PRETRAINING_ROLES))
+    names = {"name": name, "version": version}
+    document = {**names, **config, "material_ids": list(learnt), "held_out_ids": list(held_out)}
+    workspace.write_json(f"{folder}/config.json", json.loads(json.dumps(document)))
+    workspace.write_json(f"models/{name}/latest.json", names)
+    return [*(f"{folder}/{file}" for file in PRETRAINING_FILES), f"models/{name}/latest.json"]
 
 
 def save_model(

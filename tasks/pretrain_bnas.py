@@ -5,7 +5,6 @@ Grids are streamed from their shards once, brought to the network's input and ke
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -25,7 +24,7 @@ from models.training import Recipe, TrainingLog, one_thread, resolve_device
 from tasks.bnas_pretraining import NAME
 from tasks.exceptions import InputError
 from tasks.grid_loader import GridLoader
-from tasks.model_store import model_folder, model_version, without_nan
+from tasks.model_store import model_folder, model_version, save_pretraining, without_nan
 from tasks.progress import leave_summary, stage_progress
 from tasks.settings import PretrainingSettings
 from tasks.shards import read_index
@@ -37,12 +36,6 @@ STAGE = "pretrain-bnas"
 CODE_VERSION = 1  # raised by hand when the same data and settings would give other weights
 MIN_GRIDS = 10
 IN_MEMORY = 8 * 2**30
-ROLES = pa.schema(
-    [
-        pa.field("material_id", pa.string(), nullable=False),
-        pa.field("role", pa.string(), nullable=False),  # pretrain, or held-out for the error that is told
-    ]
-)
 
 
 class PretrainingPlan(BaseModel):
@@ -165,30 +158,19 @@ def gather(
     """Write what the version is, and the pointer last."""
     learnt, aside = divide(read_index(grids), settings)
     metrics = workspace.read_json(plan.file("metrics.json"))
-    roles = [{"material_id": name, "role": "pretrain"} for name in learnt]
-    roles += [{"material_id": name, "role": "held-out"} for name in aside]
-    workspace.write_table(plan.file("materials.parquet"), pa.Table.from_pylist(roles, schema=ROLES))
     config = {
-        "name": NAME,
-        "version": plan.version,
         "network": plan.config.model_dump(),
         "recipe": plan.recipe.model_dump(),
         "settings": settings.model_dump(mode="json"),
         "data": plan.data,
         "code_version": CODE_VERSION,
-        "material_ids": learnt,
-        "held_out_ids": aside,
     }
-    workspace.write_json(plan.file("config.json"), json.loads(json.dumps(config)))
-    workspace.write_json(f"models/{NAME}/latest.json", {"name": NAME, "version": plan.version})
-    names = ("weights.safetensors", "curves.parquet", "metrics.json", "materials.parquet", "config.json")
+    files = save_pretraining(workspace, NAME, plan.version, config=config, learnt=learnt, held_out=aside)
     counts = {"version": plan.version, "learnt": len(learnt), "held_out": len(aside)}
     counts |= {"error": round(metrics["error"], 5)}
     counts |= {name: round(value, 5) for name, value in metrics["baselines"].items()}
     total = len(learnt) + len(aside)
-    return StageOutcome(
-        rows_in=total, accounted=total, counts=counts, files=[*map(plan.file, names), f"models/{NAME}/latest.json"]
-    )
+    return StageOutcome(rows_in=total, accounted=total, counts=counts, files=files)
 
 
 @task(name="plan-bnas-pretraining")

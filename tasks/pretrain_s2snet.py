@@ -3,12 +3,10 @@
 A killed run goes on from its checkpoint, and a finished one is not run again.
 """
 
-import json
 from dataclasses import asdict
 from datetime import datetime
 
 import numpy as np
-import pyarrow as pa
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
@@ -17,8 +15,7 @@ from models.s2snet import S2SNetConfig
 from models.s2snet_pretraining import HiddenElements, masked_accuracy, pretrain, trunk_state
 from models.training import Recipe, one_thread, resolve_device
 from tasks.exceptions import InputError
-from tasks.model_store import model_folder, model_version
-from tasks.pretrain_bnas import ROLES
+from tasks.model_store import model_folder, model_version, save_pretraining
 from tasks.progress import leave_summary, stage_progress
 from tasks.s2snet_data import Crystals, choose_network, crystals_hash, read_crystals
 from tasks.s2snet_pretraining import NAME
@@ -30,7 +27,6 @@ from tasks.workspace import Workspace
 STAGE = "pretrain-s2snet"
 CODE_VERSION = 1  # raised by hand when the same data and settings would give other weights
 MIN_CRYSTALS = 10
-FILES = ("weights.safetensors", "curves.parquet", "metrics.json", "materials.parquet", "config.json")
 
 
 class PretrainingPlan(BaseModel):
@@ -123,22 +119,14 @@ def gather(workspace: Workspace, settings: S2SNetPretrainingSettings, plan: Pret
     ids = np.array(crystals.rows.column("material_id"))
     learnt, aside = (ids[rows].tolist() for rows in divide(crystals, settings))
     found = workspace.read_json(plan.file("metrics.json"))["accuracy"]
-    roles = [{"material_id": name, "role": "pretrain"} for name in learnt]
-    roles += [{"material_id": name, "role": "held-out"} for name in aside]
-    workspace.write_table(plan.file("materials.parquet"), pa.Table.from_pylist(roles, schema=ROLES))
     config = {
-        "name": NAME,
-        "version": plan.version,
         "network": plan.config.model_dump(),
         "recipe": plan.recipe.model_dump(),
         "settings": settings.model_dump(mode="json"),
         "data": plan.data,
         "code_version": CODE_VERSION,
-        "material_ids": learnt,
-        "held_out_ids": aside,
     }
-    workspace.write_json(plan.file("config.json"), json.loads(json.dumps(config)))
-    workspace.write_json(f"models/{NAME}/latest.json", {"name": NAME, "version": plan.version})
+    files = save_pretraining(workspace, NAME, plan.version, config=config, learnt=learnt, held_out=aside)
     counts = {"version": plan.version, "learnt": len(learnt), "held_out": len(aside), "hidden_atoms": found["atoms"]}
     counts |= {"accuracy": round(found["network"], 4), "most_frequent": round(found["frequency"], 4)}
     return StageOutcome(
@@ -146,7 +134,7 @@ def gather(workspace: Workspace, settings: S2SNetPretrainingSettings, plan: Pret
         accounted=len(ids),
         rejected=crystals.rejected,
         counts=counts,
-        files=[*map(plan.file, FILES), f"models/{NAME}/latest.json"],
+        files=files,
     )
 
 

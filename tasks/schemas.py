@@ -254,6 +254,13 @@ BENCHMARK = pa.schema(  # a row is a score of a model on a split
     ]
 )
 
+PRETRAINING_ROLES = pa.schema(
+    [
+        pa.field("material_id", pa.string(), nullable=False),
+        pa.field("role", pa.string(), nullable=False),  # pretrain, or held-out for the error that is told
+    ]
+)
+
 LEAKAGE = pa.schema(  # a row is a fold; counts are test materials, null where the data do not show it
     [
         pa.field("split", pa.string(), nullable=False),

@@ -35,7 +35,7 @@ from tasks.time_machine_models import (
     ask_s2snet,
     training_settings,
 )
-from tasks.workers import close_workers, run_in_worker
+from tasks.workers import close_workers, make_part
 from tasks.workspace import Workspace
 
 STAGE = "time-machine"
@@ -283,12 +283,10 @@ def run_time_machine_part(
     workspace: str, settings: TimeMachineSettings, plan: TimeMachinePlan, part: Part, processes: int
 ) -> str:
     """Do a part in a worker unless its file is there, and tell how far the stage is."""
-    store = Workspace(workspace)
-    if not store.exists(part.file):
-        at_once = 1 if resolve_device(settings.device) == "cuda" else processes
-        run_in_worker(run_part, workspace, settings, part, plan.data, processes=at_once)
-        publish(StageEvent(STAGE, sum(store.exists(other.file) for other in plan.parts), len(plan.parts)))
-    return part.file
+    store, device = Workspace(workspace), settings.device
+    file = make_part(workspace, part.file, run_part, settings, part, plan.data, device=device, processes=processes)
+    publish(StageEvent(STAGE, sum(store.exists(other.file) for other in plan.parts), len(plan.parts)))
+    return file
 
 
 @task(name="finish-time-machine")

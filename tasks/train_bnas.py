@@ -24,7 +24,7 @@ from models.calibration import coverage_curve
 from models.fusion import FUSION, TWINS, fusion_predictions
 from models.metrics import r2_gain, regression_scores
 from models.splits import Fold
-from models.training import TrainingLog, one_thread, resolve_device
+from models.training import TrainingLog, one_thread
 from tasks.bnas_data import (
     CODE_VERSION,
     NAME,
@@ -47,7 +47,7 @@ from tasks.schemas import CURVES, FOLDS, PREDICTIONS
 from tasks.settings import TrainingSettings
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.training_figures import write_training_figures
-from tasks.workers import close_workers, run_in_worker
+from tasks.workers import close_workers, make_part
 from tasks.workspace import Workspace
 
 __all__ = ["BnasEnsemble", "BnasPrediction", "load_bnas"]
@@ -257,13 +257,8 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
 
 
 def _run_part(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
-    """Do a part in a worker unless its file is there."""
-    store = Workspace(workspace)
-    if not store.exists(part.file):
-        work = score_part if part.kind == "baselines" else train_part
-        at_once = 1 if resolve_device(settings.device) == "cuda" else processes
-        run_in_worker(work, workspace, settings, plan, part, processes=at_once)
-    return part.file
+    work = score_part if part.kind == "baselines" else train_part
+    return make_part(workspace, part.file, work, settings, plan, part, device=settings.device, processes=processes)
 
 
 @task(name="plan-bnas")

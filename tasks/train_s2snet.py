@@ -23,7 +23,7 @@ from models.crystal_trees import crystal_features, fit_trees
 from models.crystals import crystal_arrays
 from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_answers, remove_checkpoints, train_network
-from models.training import one_thread, resolve_device
+from models.training import one_thread
 from tasks.bnas_data import Part
 from tasks.folds import cross_validations
 from tasks.leakage import audit
@@ -59,7 +59,7 @@ from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageOutcome, StageReport, run_stage
 from tasks.train_bnas import as_fold_table, part_seed
 from tasks.training_figures import write_training_figures
-from tasks.workers import close_workers, run_in_worker
+from tasks.workers import close_workers, make_part
 from tasks.workspace import Workspace
 
 __all__ = ["S2SEnsemble", "S2SPrediction", "dataset_from_s2s", "load_s2snet"]
@@ -202,13 +202,8 @@ def trees_file(part: Part) -> str:
 
 
 def _run_part(workspace: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
-    """Do a part in a worker unless its file is there."""
-    store = Workspace(workspace)
-    if not store.exists(part.file):
-        work = score_part if part.kind == "baselines" else train_part
-        at_once = 1 if resolve_device(settings.device) == "cuda" else processes
-        run_in_worker(work, workspace, settings, plan, part, processes=at_once)
-    return part.file
+    work = score_part if part.kind == "baselines" else train_part
+    return make_part(workspace, part.file, work, settings, plan, part, device=settings.device, processes=processes)
 
 
 @task(name="plan-s2snet")

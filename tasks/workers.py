@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from models.exceptions import MeissnerError
+from models.training import resolve_device
+from tasks.workspace import Workspace
 
 Result = TypeVar("Result")
 
@@ -48,6 +50,19 @@ def run_in_worker(function: Callable[..., Result], *arguments: Any, processes: i
             f"A worker process of {processes} ended in the middle of its work, most likely for want of memory; "
             "run again to go on, with fewer worker processes"
         ) from error
+
+
+def make_part(
+    workspace: str, file: str, work: Callable[..., object], *arguments: Any, device: str, processes: int
+) -> str:
+    """Have a worker write a part of a stage unless its file is there; gives the file's name.
+
+    ``work`` is called with the workspace and the arguments. On a GPU one part is made at a time.
+    """
+    if not Workspace(workspace).exists(file):
+        at_once = 1 if resolve_device(device) == "cuda" else processes
+        run_in_worker(work, workspace, *arguments, processes=at_once)
+    return file
 
 
 def close_workers() -> None:

@@ -33,3 +33,19 @@ def prefect_harness():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_left_in_the_environment():
+    """A module that leaves the address of a server that is gone would break the commands of the next."""
+
+    def of_prefect() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+
+    before = of_prefect()
+    yield
+    after = of_prefect()
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    assert after == before

@@ -139,7 +139,7 @@ def test_documents_of_jobs_go_with_their_materials(copy: Workspace):
 
 
 def test_the_commands_tell_ask_and_end_with_their_codes(copy: Workspace):
-    run = CliRunner().invoke
+    run = CliRunner(env={"COLUMNS": "250"}).invoke  # or a long path folds the lines
     options = ["--workspace", copy.url]
     done = run(app, ["workspace", "check", *options])
     assert (done.exit_code, "is whole" in done.output) == (0, True)
