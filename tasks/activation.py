@@ -22,6 +22,7 @@ from tasks.bands import safe_name
 from tasks.crystal_pictures import PLOTLY, crystal_page, still_figure
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError
+from tasks.explanations import Explanation
 from tasks.figures import figure_bytes
 from tasks.held_out import read_held_out
 from tasks.prediction import round_significant
@@ -31,6 +32,7 @@ from tasks.stages import Rejection
 from tasks.workspace import Workspace
 
 FOLDER = "explain/s2snet"
+TABLE = "crystals.parquet"
 REFERENCES = 64  # crystals of the training set that the share of the atoms' path is measured against
 SYMPREC = 0.01  # angstrom, of the search for equivalent sites
 HIGH, LOW = 0.7, 0.3  # rank correlations from which on the words say "agree", and up to which "do not"
@@ -63,15 +65,6 @@ class Sample:
     name: str
     structure: Structure
     trained_on: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Numbers of one crystal for people, and the files with everything, by name."""
-
-    numbers: dict[str, Any]
-    words: list[str]
-    files: dict[str, bytes]
 
 
 def find_crystal(workspace: Workspace, name: str) -> Sample:
@@ -196,14 +189,12 @@ def explain_crystals(
     if not found:
         raise InputError(f"None of the {len(rejected)} crystals can be explained; {rejected[0].reason}")
     place = Workspace(folder or workspace.path(FOLDER))
-    files = [PLOTLY, "crystals.parquet"]
     place.write_bytes(PLOTLY, get_plotlyjs().encode())
-    place.write_bytes("crystals.parquet", _as_parquet([_flat(one.numbers) for one in found]))
+    place.write_bytes(TABLE, _as_parquet([_flat(one.numbers) for one in found]))
+    files = [place.path(PLOTLY), place.path(TABLE)]
     for one in found:
-        for name, content in one.files.items():
-            files.append(f"{safe_name(one.numbers['material_id'])}/{name}")
-            place.write_bytes(files[-1], content)
-    return found, [place.path(name) for name in files], rejected
+        files += one.write(place, safe_name(one.numbers["material_id"]))
+    return found, files, rejected
 
 
 def describe_checks(checks: ActivationChecks) -> list[str]:

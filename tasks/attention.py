@@ -22,6 +22,7 @@ from tasks.bands import ORDERED_TABLE, read_bands, safe_name
 from tasks.bnas_data import NAME
 from tasks.bnas_ensemble import BnasEnsemble, load_bnas
 from tasks.exceptions import InputError
+from tasks.explanations import Explanation
 from tasks.figures import figure_bytes
 from tasks.grids import make_grid
 from tasks.held_out import read_held_out
@@ -166,15 +167,6 @@ class Sample:
     structure: Structure | None
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    """Numbers of one material for people, and the files with everything, by name."""
-
-    numbers: dict[str, Any]
-    words: list[str]
-    files: dict[str, bytes]
-
-
 def find_sample(workspace: Workspace, name: str) -> Sample:
     """A material of the workspace, of one of its collections, or of a vasprun.xml.
 
@@ -281,6 +273,8 @@ def explain_material(
 ) -> tuple[Explanation, list[str]]:
     """Explain one material by the latest BNAS, see ``find_sample`` and ``explain``; gives the files' places too.
 
+    The files go to ``folder``, by default ``explain/bnas/<material>`` of the workspace.
+
     Raises
     ------
     InputError
@@ -291,15 +285,8 @@ def explain_material(
     bnas = load_bnas(workspace)
     trained_on = name in read_held_out(workspace, NAME, bnas.version).trained
     found = explain(bnas, find_sample(workspace, name), band, point, trained_on=trained_on)
-    return found, write_explanation(workspace, found, folder)
-
-
-def write_explanation(workspace: Workspace, found: Explanation, folder: str | None = None) -> list[str]:
-    """Write the files into a folder, by default ``explain/bnas/<material>`` of the workspace; gives their places."""
     place = Workspace(folder or workspace.path(f"{FOLDER}/{safe_name(found.numbers['material_id'])}"))
-    for name, content in found.files.items():
-        place.write_bytes(name, content)
-    return [place.path(name) for name in found.files]
+    return found, found.write(place)
 
 
 def _check(maps: NDArray, random: NDArray, grid: NDArray, structure: Structure | None, band: int) -> AttentionChecks:

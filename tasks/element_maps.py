@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from models.element_maps import SYMBOLS, group_contrast, likeness, pearson_matrix, place_elements
 from tasks.element_figures import correlation_figure, element_map_figure, frequency_figure
 from tasks.exceptions import MissingStageError
+from tasks.explanations import Explanation
 from tasks.figures import figure_bytes, roc_figure
 from tasks.known import element_amounts
 from tasks.report_data import NetworkScores, element_shares, read_scores
@@ -68,12 +69,12 @@ def count_elements(candidates: pa.Table) -> Frequencies:
     )
 
 
-def explain_elements(workspace: Workspace, folder: str | None = None) -> tuple[dict[str, Any], list[str], list[str]]:
+def explain_elements(workspace: Workspace, folder: str | None = None) -> tuple[Explanation, list[str]]:
     """Draw how the latest S2SNet sees the elements, by default into ``explain/elements`` of the workspace.
 
     Returns
     -------
-    Numbers, what they mean (a sentence each), and the files' places.
+    The explanation, and the files' places.
 
     Raises
     ------
@@ -92,10 +93,8 @@ def explain_elements(workspace: Workspace, folder: str | None = None) -> tuple[d
     files |= score_files(network)
     words = describe(numbers, frequencies)
     files["numbers.json"] = _as_json(numbers | {"words": words})
-    place = Workspace(folder or workspace.path(FOLDER))
-    for name, content in files.items():
-        place.write_bytes(name, content)
-    return numbers, words, [place.path(name) for name in files]
+    found = Explanation(numbers, words, files)
+    return found, found.write(Workspace(folder or workspace.path(FOLDER)))
 
 
 def judge_embeddings(s2snet: S2SEnsemble) -> dict[str, Any]:

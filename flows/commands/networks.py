@@ -240,8 +240,8 @@ def explain_elements(
     from tasks.element_maps import explain_elements as draw
     from tasks.workspace import Workspace
 
-    _, words, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
-    print("\n".join([*words, *files]))
+    found, files = draw(Workspace(load_settings(profile, workspace=workspace).workspace), output)
+    print("\n".join([*found.words, *files]))
 
 
 @benchmark.command("s2s")

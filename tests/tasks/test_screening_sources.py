@@ -25,7 +25,7 @@ from tasks.report_data import read_scores
 from tasks.screening import RESULT, join_parts, missing_chunks, plan_screening, screening_place
 from tasks.screening_chunks import open_networks, screen_materials, screen_to_part
 from tasks.screening_kept import KEPT, keep_best
-from tasks.settings import GridSettings, MpBandSettings, ReportSettings, ScreeningSettings
+from tasks.settings import ClusterSettings, GridSettings, MpBandSettings, ReportSettings, ScreeningSettings
 from tasks.shards import read_grids
 from tasks.workspace import Workspace
 from tests.tasks.faulty_s3 import faulty
@@ -255,3 +255,25 @@ def test_a_command_killed_three_times_ends_with_the_same_bytes(home: Workspace, 
     results = [Path(w, "collections/screen-mp", RESULT).read_bytes() for w in (home.url, tmp_path / "calm")]
     assert results[0] == results[1]
     assert pq.read_table(pa.BufferReader(results[0])).num_rows == 60
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_harness")
+def test_processes_and_slurm_jobs_give_the_same_bytes(home: Workspace, rows, slurm, tmp_path: Path, monkeypatch):
+    from flows.screening import screen
+
+    monkeypatch.setattr("flows.screening.WORTH_A_PROCESS", 20)
+    table = str(tmp_path / "table")
+    write_table(table, many(rows["mp-72"], range(90)))
+    settings = ScreeningSettings(chunk=15, best=6, kept=1)
+    jobs = ClusterSettings(
+        kind="slurm", jobs=2, memory="2GiB", interface="lo", wall_time="00:20:00", logs=str(tmp_path / "logs")
+    )
+    results = {}
+    for name, options in {"one": {}, "processes": {"processes": 2}, "slurm": {"cluster": jobs}}.items():
+        shutil.copytree(home.local("."), tmp_path / name)
+        screen(str(tmp_path / name), settings, (f"mp:{table}",), grid=SMALL, **options)
+        results[name] = (tmp_path / name / "collections/screen-mp" / RESULT).read_bytes()
+    assert len(set(results.values())) == 1
+    assert pq.read_table(pa.BufferReader(results["slurm"])).num_rows == 90
+    assert len(list((tmp_path / "logs").iterdir())) >= 2, "each job wrote to its own file"
