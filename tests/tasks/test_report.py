@@ -1,6 +1,5 @@
 """The report: complete, escaped, self-contained, honest about baselines, and working in a real browser."""
 
-import base64
 import csv
 import io
 import json
@@ -27,9 +26,8 @@ from tasks.screening import RESULT
 from tasks.settings import ReportSettings
 from tasks.shards import read_grids
 from tasks.workspace import Workspace
+from tests.browser import BROWSER, DRIVER, open_page, use_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 TOP = 2
 
 
@@ -236,64 +234,9 @@ def test_tiny_temperatures_are_not_shown_as_numbers():
     assert kelvin_text(9.2345) == "9.23"
 
 
-SHOWN = "return Array.from(document.querySelectorAll('#table tbody tr')).filter((row) => !row.hidden)"
-COLUMN = f"{SHOWN}.map((row) => row.cells[arguments[0]].dataset.v)"
-
-
-@pytest.fixture
-def browser(page: str, tmp_path: Path):
-    """The page in a real Chromium, without a window and without a network."""
+def test_a_browser_sorts_filters_opens_a_candidate_and_prints(page: str, tmp_path: Path):
     if BROWSER is None or DRIVER is None:
         pytest.skip("Chromium and its chromedriver are not installed")
-    from selenium import webdriver
-
     (tmp_path / "index.html").write_text(page, "utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    quiet = ("headless", "no-sandbox", "disable-dev-shm-usage", "force-prefers-reduced-motion")
-    for option in (*quiet, "disable-gpu", "enable-unsafe-swiftshader"):
-        options.add_argument(f"--{option}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(120)
-    driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-    )
-    driver.get((tmp_path / "index.html").as_uri())
-    yield driver
-    driver.quit()
-
-
-def test_a_browser_sorts_filters_opens_a_candidate_and_prints(browser):
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select, WebDriverWait
-
-    form = browser.find_element(By.ID, "filters")
-    assert browser.find_element(By.ID, "shown").text.endswith("of 16 shown")
-    Select(form.find_element(By.NAME, "status")).select_by_value("")
-    assert len(browser.execute_script(SHOWN)) == 16
-
-    head = browser.find_elements(By.CSS_SELECTOR, "#table th button")[2]
-    for descending in (True, False):
-        head.click()
-        column = [float(value) for value in browser.execute_script(COLUMN, 2)]
-        assert column == sorted(column, reverse=descending)
-
-    form.find_element(By.NAME, "holds").send_keys("Nb")
-    assert sorted(browser.execute_script(COLUMN, 1)) == ["NbC", "NbN"]
-    form.find_element(By.NAME, "holds").clear()
-
-    browser.find_element(By.CSS_SELECTOR, "a[data-panel='1']").click()
-    panel = browser.find_element(By.ID, "panel-1")
-    assert panel.get_attribute("open")
-    WebDriverWait(browser, 120).until(lambda _: len(panel.find_elements(By.CSS_SELECTOR, ".plot .main-svg")) >= 3)
-    assert browser.execute_script("return arguments[0].querySelectorAll('.plot').length", panel) == 3
-
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    assert base64.b64decode(browser.print_page()).startswith(b"%PDF")
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    with open_page(tmp_path / "index.html") as browser:
+        assert use_page(browser)["rows"] == 16
