@@ -155,7 +155,7 @@ def test_rollout_stands_on_the_grid_with_mean_one(trained: tuple) -> None:
 
 def test_second_run_computes_nothing(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, first = trained
-    monkeypatch.setattr("tasks.train_bnas.run_in_worker", lambda *_, **__: pytest.fail("a part was computed again"))
+    monkeypatch.setattr("tasks.workers.run_in_worker", lambda *_, **__: pytest.fail("a part was computed again"))
     report = train_bnas(workspace.url, SETTINGS, 1)
     assert report.reused
     assert report.outputs == first.outputs
