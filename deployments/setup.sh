@@ -71,8 +71,10 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv .venv
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT="$PWD/deployments/constraints.txt"
+export PIP_BUILD_CONSTRAINT=$PIP_CONSTRAINT
 pip() { .venv/bin/python -m pip "$@"; }
 say "Installing pinned packages (some minutes the first time)"
+pip install -q --upgrade pip # an older one takes twice the time
 pip install -q torch # first and alone, so that nothing else chooses another build of it
 pip install -q setuptools wheel cython netCDF4 # BoltzTraP2's build and import want them
 pip install -q -e '.[dev,group,kubernetes]'

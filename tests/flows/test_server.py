@@ -176,8 +176,9 @@ def test_with_a_password_it_answers_there_to_those_who_know_it(no_settings, monk
         assert bound == {"0.0.0.0"}
         with prefect_server(Workspace(tmp_path)) as shared:
             assert (shared.ui_url, shared.owned) == (server.ui_url, False)
-        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:other")
-        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:other")
-        monkeypatch.delenv("PREFECT_API_URL")
-        with pytest.raises(InputError, match="asks for a password"), prefect_server(Workspace(tmp_path)):
-            pass
+        with monkeypatch.context() as stranger:
+            stranger.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:other")
+            stranger.setenv("PREFECT_API_AUTH_STRING", "user:other")
+            stranger.delenv("PREFECT_API_URL")
+            with pytest.raises(InputError, match="asks for a password"), prefect_server(Workspace(tmp_path)):
+                pass
