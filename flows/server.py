@@ -134,7 +134,7 @@ def prefect_server(
     ``host`` (loopback unless told otherwise, see ``served_address``) with SQLite and stopped at the end (or when this
     process dies, however it dies). ``meanwhile`` is called while the server comes up: the place for slow imports.
     """
-    with _environment_kept("PREFECT_API_URL", "PREFECT_HOME", CLIENT_AUTH):
+    with _environment_kept("PREFECT_API_URL", "PREFECT_HOME", CLIENT_AUTH, *QUIET, *CONSOLE):
         os.environ.update({name: value for name, value in (QUIET | CONSOLE).items() if name not in os.environ})
         if url := configured_api_url():
             meanwhile()
