@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from tasks.exceptions import InputError, WorkspaceError
 from tasks.workspace import Workspace
 
-DEFAULT_PORT = 4200
+PORTS = range(4200, 4300)  # from Prefect's usual one; below those that systems give to outgoing connections
 LOOPBACK = "127.0.0.1"
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # what a server asks for
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"  # what a client says
@@ -42,8 +42,6 @@ QUIET = {
 # Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
 # about what went wrong.
 CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
-
-_claims: list[FileLock] = []  # ports that this process may take
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def prefect_server(
             meanwhile()
             yield found
             return
-        with _start_server(home, address, port or _free_port(address), meanwhile) as server:
+        with claimed_port(address, port) as free, _start_server(home, address, free, meanwhile) as server:
             try:
                 yield server
             finally:
@@ -254,28 +252,38 @@ def _send_last_logs() -> None:
         EventsWorker.drain_all(timeout=5)
 
 
-def _free_port(address: str) -> int:
-    """Prefect's usual port, for one run at a time, or any free one."""
-    for port in (DEFAULT_PORT, 0) if _claim(DEFAULT_PORT) else (0,):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.strip("[]"), port))
-            return int(probe.getsockname()[1])
-    raise WorkspaceError(f"No free port on {address} for the Prefect server")
+@contextlib.contextmanager
+def claimed_port(address: str, port: int | None) -> Iterator[int]:
+    """The port that is asked for, or the first free one of PORTS.
 
-
-def _claim(port: int) -> bool:
-    """Whether this process is the one that may take the port: of two runs that start together both would find it free.
-
-    The lock ends with the process.
+    Of two runs that start together both would find it free, seconds before their servers take it: who holds its lock
+    may have it. The lock ends with the block, or with the process.
     """
-    lock = FileLock(Path(tempfile.gettempdir()) / f"meissner-{os.getuid()}-port-{port}.lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    _claims.append(lock)
+    if port:
+        yield port
+        return
+    for free in PORTS:
+        lock = FileLock(Path(tempfile.gettempdir()) / f"meissner-{os.getuid()}-port-{free}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        try:
+            if _is_free(address, free):
+                yield free
+                return
+        finally:
+            lock.release()
+    raise WorkspaceError(f"No port of {PORTS[0]} to {PORTS[-1]} on {address} is free for the Prefect server")
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.strip("[]"), port))
+        except OSError:
+            return False
     return True
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,16 @@ import httpx
 import psutil
 import pytest
 
-from flows.server import Server, configured_api_url, is_loopback, mark_crashed_runs, prefect_server, served_address
+from flows.server import (
+    LOOPBACK,
+    Server,
+    claimed_port,
+    configured_api_url,
+    is_loopback,
+    mark_crashed_runs,
+    prefect_server,
+    served_address,
+)
 from tasks.exceptions import InputError, WorkspaceError
 from tasks.workspace import Workspace
 
@@ -182,3 +192,18 @@ def test_with_a_password_it_answers_there_to_those_who_know_it(no_settings, monk
             stranger.delenv("PREFECT_API_URL")
             with pytest.raises(InputError, match="asks for a password"), prefect_server(Workspace(tmp_path)):
                 pass
+
+
+def test_ports_are_held_by_one_run_each_and_given_back(monkeypatch):
+    monkeypatch.setattr("flows.server.PORTS", range(4310, 4313))
+    with socket.create_server((LOOPBACK, 4310)), claimed_port(LOOPBACK, None) as first:
+        assert first == 4311
+        with claimed_port(LOOPBACK, None) as second:
+            assert second == 4312
+            none = pytest.raises(WorkspaceError, match="No port of 4310 to 4312 on 127.0.0.1 is free")
+            with none, claimed_port(LOOPBACK, None):
+                pass
+        with pytest.raises(ZeroDivisionError), claimed_port(LOOPBACK, None):
+            _ = 1 / 0
+    with claimed_port(LOOPBACK, None) as again, claimed_port(LOOPBACK, 5999) as asked:
+        assert (again, asked) == (4310, 5999)
