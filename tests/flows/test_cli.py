@@ -36,7 +36,7 @@ COMMANDS = (
 def meissner(*arguments, **environment):
     command = [str(MEISSNER), *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "250", **environment}
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "250", **environment}
     )
 
 

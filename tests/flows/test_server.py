@@ -200,7 +200,7 @@ def test_ports_are_held_by_one_run_each_and_given_back(monkeypatch):
         assert first == 4311
         with claimed_port(LOOPBACK, None) as second:
             assert second == 4312
-            none = pytest.raises(WorkspaceError, match="No port of 4310 to 4312 on 127.0.0.1 is free")
+            none = pytest.raises(WorkspaceError, match="No port of 4310 to 4312")
             with none, claimed_port(LOOPBACK, None):
                 pass
         with pytest.raises(ZeroDivisionError), claimed_port(LOOPBACK, None):

@@ -225,7 +225,7 @@ def test_the_command_runs(tmp_path: Path) -> None:
     make_grid_workspace(tmp_path / "collections" / "mine", count=16)
     command = [str(MEISSNER), "pretrain", "bnas", "--workspace", str(tmp_path), "--collection", "mine"]
     command += ["--config", "tiny", "--epochs", "2", "--share", "0.5", "--device", "cpu"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"COLUMNS": "250"})
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "250"})
     assert shown.returncode == 0, shown.stderr
     assert "Error on hidden patches of" in shown.stdout
     version = Workspace(tmp_path).read_json("models/bnas-pretraining/latest.json")["version"]
