@@ -17,6 +17,8 @@ from tasks.workspace import Workspace
 
 LOOK_SECONDS = 1.0
 RESTART_SECONDS = 5.0
+# Of a worker, as of the runs in deployments/prefect.yaml: requests made again until a server or its database is back.
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "8", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504"}
 SILENT_SECONDS = 120.0  # of a server, before the process ends and whatever supervises it can start it again
 
 Tell = Callable[[str], None]
@@ -42,9 +44,10 @@ def register_everything(settings: Settings, file: str | Path | None, told: Calla
 
 
 def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell) -> None:
-    """Keep a worker running until this process is stopped; WorkspaceError when the server is gone.
+    """Keep worker and server running until this process is stopped; WorkspaceError when the server stays silent.
 
-    A worker that ends is started again: runs that were waiting are still waiting on the server.
+    A worker that ends is started again: runs that were waiting are still waiting on the server, and runs that were
+    under way go on without it. So is a server, where this process has started it.
     """
     home = prefect_home(Workspace(settings.workspace))
     home.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,8 @@ def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell)
                 tell(f"The worker ended with code {process.returncode} and is started again; its log: {log}")
                 time.sleep(RESTART_SECONDS)
                 process = _start_worker(stack, log, queues)
+            if server.revive():
+                tell("The Prefect server ended and is started again; its log: server.log beside the worker's")
             if _answers(server):
                 answered = time.monotonic()
             elif time.monotonic() - answered > SILENT_SECONDS:
@@ -73,7 +78,7 @@ def _start_worker(stack: ExitStack, log: Path, queues: Sequence[str]) -> subproc
     output = stack.enter_context(log.open("ab"))
     return subprocess.Popen(
         command,
-        env=os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
+        env=PATIENCE | os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
         stdout=output,
         stderr=output,
         start_new_session=True,
