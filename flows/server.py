@@ -40,8 +40,8 @@ QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a pickled result could be exchanged for another by who can write it
 }
-# Of a server of our own: runs keep their place under a limit when it is killed and started again; leases in memory would
-# be gone, and the runs would end themselves.
+# Of a server of our own: runs keep their place under a limit when it is killed and started again; leases in memory go,
+# and the runs then end themselves.
 LASTING = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 # Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
 # about what went wrong.

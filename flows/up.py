@@ -52,7 +52,7 @@ def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell)
     home = prefect_home(Workspace(settings.workspace))
     home.mkdir(parents=True, exist_ok=True)
     log, answered = home / "worker.log", time.monotonic()
-    with ExitStack() as stack:
+    with ExitStack() as stack, httpx.Client(base_url=server.api_url, timeout=5) as client:
         process = _start_worker(stack, log, queues)
         while True:
             time.sleep(LOOK_SECONDS)
@@ -62,7 +62,7 @@ def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell)
                 process = _start_worker(stack, log, queues)
             if server.revive():
                 tell("The Prefect server ended and is started again; its log: server.log beside the worker's")
-            if _answers(server):
+            if _answers(client):
                 answered = time.monotonic()
             elif time.monotonic() - answered > SILENT_SECONDS:
                 raise WorkspaceError(f"The Prefect server {server.ui_url} has not answered for {SILENT_SECONDS:.0f} s")
@@ -86,8 +86,8 @@ def _start_worker(stack: ExitStack, log: Path, queues: Sequence[str]) -> subproc
     )
 
 
-def _answers(server: Server) -> bool:
+def _answers(client: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{server.api_url}/health", timeout=5).status_code == httpx.codes.OK
+        return client.get("/health").status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

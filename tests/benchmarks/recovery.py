@@ -34,14 +34,15 @@ REVIVED = {
 
 
 def measure(rig, points, inputs):
-    calm = {(stage, "disk"): undisturbed(rig, stage, "disk", inputs) for stage in DEPLOYMENTS}
-    for (stage, place), (seconds, files) in calm.items():
-        print(f"Undisturbed {stage} on {place}: {seconds:.0f} s, {len(files)} files", flush=True)
+    calm = {}
+    for stage in DEPLOYMENTS:
+        calm[stage] = seconds, files = undisturbed(rig, stage, "disk", inputs)
+        print(f"Undisturbed {stage}: {seconds:.0f} s, {len(files)} files", flush=True)
     print("\n| | killed | stage | on | at, s | the run was | then | the run's states | lost, s | result |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     good = []
     for point in points:
-        seconds, files = calm[point.stage, "disk"]
+        seconds, files = calm[point.stage]
         found = disturb(rig, point, seconds, inputs)
         time.sleep(6)  # the server writes events down every five
         same, doubled = contents(found["workspace"]) == files, twice(rig, found)

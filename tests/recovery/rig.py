@@ -33,10 +33,11 @@ PARTS = ("flow", "worker", "machine", "server", "postgres", "store")
 DOWN_SECONDS = 3.0  # between a kill and the start by whatever supervises the part
 ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
 TIMES = {"seconds", "finished", "trained", "created", "started", "versions"}  # of documents: when, not what
-LOST_MINUTES = 1.5  # a busy machine is late with its signs of life
+LOST_MINUTES, START_MINUTES = 1.5, 5.0  # on a busy machine a run takes its time to begin and to give a sign of life
 PROFILE = """
 supercon = "{inputs}/supercon.csv"
 crystals = ["{inputs}/crystals.csv"]
+workers = 1
 
 [bands]
 engine = "none"
@@ -56,7 +57,7 @@ chunk = {chunk}
 
 [operations]
 lost_minutes = {lost}
-start_minutes = {lost}
+start_minutes = {start}
 """
 
 
@@ -69,6 +70,7 @@ class Rig:
         self.ports = {name: postgres.free_port() for name in ("server", "store", "behind")}
         self.api = f"http://127.0.0.1:{self.ports['server']}/api"
         self.s3 = f"http://127.0.0.1:{self.ports['store']}"
+        self.client = httpx.Client(base_url=self.api, timeout=60)
         self.processes = {}
         keys = {"AWS_ENDPOINT_URL": self.s3, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         self.keys = keys | {"AWS_DEFAULT_REGION": "us-east-1"}
@@ -79,7 +81,7 @@ class Rig:
         self.environment |= {"HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.profile = folder / "profile.toml"
         chosen = {"mesh": plain.GRIDS.mesh, "training": plain.TRAINING, "chunk": plain.SCREENING.chunk}
-        self.profile.write_text(PROFILE.format(inputs=folder, lost=LOST_MINUTES, **chosen))
+        self.profile.write_text(PROFILE.format(inputs=folder, lost=LOST_MINUTES, start=START_MINUTES, **chosen))
 
     def start(self, part):
         {"postgres": self.cluster.start}.get(part, lambda: self._start(part))()
@@ -144,11 +146,11 @@ class Rig:
         return [one for one in psutil.process_iter() if run_of(one) == run]
 
     def ask(self, path, **body):
-        return httpx.post(f"{self.api}/{path}", json=body, timeout=60).raise_for_status().json()
+        return self.client.post(f"/{path}", json=body).raise_for_status().json()
 
     def run(self, name):
         """The flow run with this id."""
-        return httpx.get(f"{self.api}/flow_runs/{name}", timeout=60).raise_for_status().json()
+        return self.client.get(f"/flow_runs/{name}").raise_for_status().json()
 
     def begin(self, deployment, workspace):
         """Ask for a run of a deployment on a workspace."""
@@ -164,12 +166,12 @@ class Rig:
                 found = self.run(run)
                 if found["state_type"] in states:
                     return found
-            time.sleep(0.2)
+            time.sleep(0.5)
         raise TimeoutError(f"{run} is {found and found['state_name']} after {seconds} s\n{self.logs()}")
 
     def states(self, run):
         """Names of the states that the run went through."""
-        answer = httpx.get(f"{self.api}/flow_run_states/", params={"flow_run_id": run}, timeout=60)
+        answer = self.client.get("/flow_run_states/", params={"flow_run_id": run})
         return [state["name"] for state in sorted(answer.raise_for_status().json(), key=lambda one: one["timestamp"])]
 
     def events(self, workspace, name):

@@ -15,29 +15,12 @@ from tasks.exceptions import WorkspaceError
 from tasks.workspace import Workspace
 from tasks.workspace_check import check_workspace
 from tests.recovery import plain
-from tests.recovery.rig import contents, small_inputs
+from tests.recovery.rig import contents
 from tests.tasks.faulty_s3 import KINDS, faulty
 
 pytestmark = pytest.mark.slow
 
 LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    small_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def calm(inputs):
-    """What a run that nothing disturbs leaves: after the refresh, and after the training."""
-    workspace = str(inputs / "calm")
-    plain.refresh(workspace, inputs)
-    refreshed = contents(workspace)
-    plain.train_networks(workspace)
-    return refreshed, contents(workspace)
 
 
 @pytest.fixture
