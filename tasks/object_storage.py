@@ -27,9 +27,9 @@ def store_options(url: str) -> dict[str, Any]:
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """What an object store raises beside OSError when nobody answers; nothing is imported for it."""
+    """What a disk or an object store raises, also where nobody answers; nothing is imported for it."""
     known = sys.modules.get("botocore.exceptions")
-    return (known.BotoCoreError,) if known else ()
+    return (OSError, known.BotoCoreError) if known else (OSError,)
 
 
 def open_dataset(url: str, options: Mapping[str, str] | None = None) -> Any:

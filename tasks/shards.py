@@ -370,5 +370,7 @@ def _zarr_errors(sentence: str) -> Iterator[None]:
     """Failures of Zarr and its codecs as one WorkspaceError that begins with the sentence."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, *store_errors()) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise WorkspaceError(f"{sentence}: {error}") from error
+    except store_errors() as error:
         raise WorkspaceError(f"{sentence}: {getattr(error, 'strerror', None) or error}") from error

@@ -141,7 +141,7 @@ class Workspace:
             raise MissingStageError(
                 f"{name} is not in the workspace {self.url}; run the stage that makes it (`meissner discover` runs all)"
             ) from error
-        except (OSError, *store_errors()) as error:
+        except store_errors() as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise WorkspaceError(f"Cannot {verb} {name} in the workspace {self.url}: {reason}") from error
         except pa.ArrowInvalid as error:
