@@ -32,8 +32,8 @@ MEISSNER = str(Path(sys.executable).with_name("meissner"))
 PARTS = ("flow", "worker", "machine", "server", "postgres", "store")
 DOWN_SECONDS = 3.0  # between a kill and the start by whatever supervises the part
 ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
-TIMES = {"seconds", "finished", "trained", "created", "started", "versions"}  # of documents: when, not what
-LOST_MINUTES, START_MINUTES = 1.5, 5.0  # on a busy machine a run takes its time to begin and to give a sign of life
+TIMES = {"finished", "trained", "created", "started", "versions"}  # of documents: when, not what
+LOST_MINUTES, START_MINUTES = 1.0, 5.0  # on a busy machine a run takes its time to begin and to give a sign of life
 PROFILE = """
 supercon = "{inputs}/supercon.csv"
 crystals = ["{inputs}/crystals.csv"]
@@ -281,10 +281,14 @@ def contents(url):
 
 
 def timeless(document):
-    """A document without what tells only when it was made."""
+    """A document without what tells only when it was made, and without hashes of documents that tell it."""
     if isinstance(document, dict):
-        return {key: timeless(value) for key, value in document.items() if key not in TIMES}
+        return {key: timeless(value) for key, value in document.items() if not is_of_time(key)}
     return [timeless(value) for value in document] if isinstance(document, list) else document
+
+
+def is_of_time(key):
+    return key in TIMES or key.startswith("seconds") or key.endswith(".json")
 
 
 def copy_workspace(source, target):
