@@ -32,6 +32,7 @@ PREFIX = "meissner: "  # of the names of all automations that are kept here
 REFRESH, TRAINING, SCREENING = "refresh-weekly", ("train-bnas", "train-s2snet"), "screen-monthly"
 FAILED = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"}
 OWN = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.meissner"}
+SETTLING_SECONDS = 60  # between a crash and the next start
 RUN: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 FAILURE = "{{ flow.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
 DROP = (
@@ -86,6 +87,15 @@ def _recovering(settings: Settings) -> list[AutomationCore]:
         counted: dict[str, str | list[str]] = {"prefect.run-count": [str(n) for n in range(1, chosen.restarts + 1)]}
         unstarted: dict[str, str | list[str]] = {"prefect.run-count": "0"}
         again = "Its process is gone; it goes on from what it has finished."
+        # A worker tells of a crash twice, seconds apart; the second time would end the run that was started in between.
+        settled: dict[str, Any] = {
+            "after": {"prefect.flow-run.Crashed"},
+            "expect": {"prefect.flow-run.*"},
+            "for_each": {"prefect.resource.id"},
+            "posture": Posture.Proactive,
+            "threshold": 1,
+            "within": timedelta(seconds=SETTLING_SECONDS),
+        }
         crashed: dict[str, Any] = {"expect": {"prefect.flow-run.Crashed"}, "match_related": OWN}
         once = {"for_each": {"prefect.resource.id"}, "threshold": 1, "within": timedelta(hours=1)}
         action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=again)
@@ -93,7 +103,7 @@ def _recovering(settings: Settings) -> list[AutomationCore]:
             _automation(
                 "run again after a crash",
                 f"A run of a deployment has crashed, and was not started again more than {chosen.restarts} times",
-                EventTrigger(match=RUN | counted, **crashed),
+                EventTrigger(match=RUN | counted, match_related=OWN, **settled),
                 [action],
             ),
             _automation(
