@@ -219,7 +219,16 @@ def _of_server(found: DeploymentResponse) -> dict[str, Any]:
     } | {name: getattr(found, name) for name in SHARED}
 
 
-SHARED = ("entrypoint", "description", "tags", "parameters", "version", "work_pool_name", "work_queue_name")
+SHARED = (
+    "entrypoint",
+    "description",
+    "tags",
+    "parameters",
+    "version",
+    "work_pool_name",
+    "work_queue_name",
+    "job_variables",
+)
 
 
 def _clock(schedule: Any) -> tuple[str, str, str]:

@@ -18,8 +18,9 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -39,6 +40,9 @@ QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a pickled result could be exchanged for another by who can write it
 }
+# Of a server of our own: runs keep their place under a limit when it is killed and started again; leases in memory go,
+# and the runs then end themselves.
+LASTING = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 # Flow and task logs go to the server, where they can be read by run; the terminal shows the stages and one sentence
 # about what went wrong.
 CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGING_ROOT_LEVEL": "ERROR"}
@@ -46,10 +50,14 @@ CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL", "PREFECT_LOGGIN
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server answers, and whether this process started it."""
+    """Where a server answers, and whether this process started it.
+
+    ``revive`` starts it again where this process started it and it has ended; it says whether it did.
+    """
 
     ui_url: str
     owned: bool
+    revive: Callable[[], bool] = field(default=lambda: False, compare=False)
 
     @property
     def api_url(self) -> str:
@@ -184,24 +192,25 @@ def _running_server(home: Path) -> Server | None:
 def _start_server(home: Path, address: str, port: int, meanwhile: Callable[[], None]) -> Iterator[Server]:
     server = Server(f"http://{_reached_at(address)}:{port}", owned=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", address, "--port", str(port)]
-    environment = {"PREFECT_UI_API_URL": _url_for_browsers(server, address, port)} | os.environ
+    environment = LASTING | {"PREFECT_UI_API_URL": _url_for_browsers(server, address, port)} | os.environ
     environment["PREFECT_LOGGING_SERVER_LEVEL"] = "WARNING"
     environment.pop("PREFECT_API_URL", None)
-    with (home / "server.log").open("ab") as log:
-        # A session of its own, so that Ctrl-C reaches only us; dead with us, so that no server is left behind.
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509
-        )
+    process = _launch(command, environment, home)
+
+    def revive() -> bool:
+        nonlocal process
+        if process.poll() is None:
+            return False
+        process = _launch(command, environment, home)
+        _note(server, process, home)
+        return True
+
+    server = Server(server.ui_url, owned=True, revive=revive)
     os.environ["PREFECT_API_URL"] = server.api_url
     try:
         meanwhile()
         _wait_until_healthy(server, process, home)
-        (home / "server.json").write_text(json.dumps({"ui_url": server.ui_url, "pid": process.pid}))
+        _note(server, process, home)
         yield server
     finally:
         (home / "server.json").unlink(missing_ok=True)
@@ -210,6 +219,23 @@ def _start_server(home: Path, address: str, port: int, meanwhile: Callable[[], N
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _launch(command: list[str], environment: dict[str, str], home: Path) -> subprocess.Popen:
+    with (home / "server.log").open("ab") as log:
+        # A session of its own, so that Ctrl-C reaches only us; dead with us, so that no server is left behind.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509
+        )
+
+
+def _note(server: Server, process: subprocess.Popen, home: Path) -> None:
+    (home / "server.json").write_text(json.dumps({"ui_url": server.ui_url, "pid": process.pid}))
 
 
 def _url_for_browsers(server: Server, address: str, port: int) -> str:
@@ -295,13 +321,24 @@ def die_with_parent() -> None:
 def mark_crashed_runs(server: Server) -> int:
     """Mark flow and task runs that a dead process left "Running" as crashed; returns how many.
 
-    Only where the server was just started by this process: then nothing else can be running on it.
+    Only where the server was just started by this process: then nothing else can be running on it. Processes of such
+    runs that have outlived their worker on this machine are ended first, so that no run works twice at once.
     """
     if not server.owned:
         return 0
+    _end_orphans(server)
     reason = "The process that ran it is gone; the next run goes on from what it finished."
     state = {"type": "CRASHED", "name": "Crashed", "message": reason}
     return sum(_set_running_states(server, kind, state, timeout=10) for kind in ("flow_runs", "task_runs"))
+
+
+def _end_orphans(server: Server) -> None:
+    known = {run["id"] for run in _under_way(server, "flow_runs", timeout=10)}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") in known:
+                process.kill()
+                process.wait(timeout=10)
 
 
 def mark_cancelled_runs(server: Server) -> int:
@@ -312,9 +349,14 @@ def mark_cancelled_runs(server: Server) -> int:
 
 def _set_running_states(server: Server, kind: str, state: dict[str, str], timeout: float) -> int:
     """Give all runs of a kind (``flow_runs`` or ``task_runs``) that are under way a state; those of one answer."""
-    running = {kind: {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+    runs = _under_way(server, kind, timeout)
     with httpx.Client(base_url=server.api_url, timeout=timeout, auth=_credentials()) as client:
-        runs = client.post(f"/{kind}/filter", json=running).json()
         for run in runs:
             client.post(f"/{kind}/{run['id']}/set_state", json={"state": state, "force": True})
     return len(runs)
+
+
+def _under_way(server: Server, kind: str, timeout: float) -> list[dict[str, Any]]:
+    running = {kind: {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+    with httpx.Client(base_url=server.api_url, timeout=timeout, auth=_credentials()) as client:
+        return list(client.post(f"/{kind}/filter", json=running).json())

@@ -17,6 +17,8 @@ from tasks.workspace import Workspace
 
 LOOK_SECONDS = 1.0
 RESTART_SECONDS = 5.0
+# Of a worker, as of the runs in deployments/prefect.yaml: requests made again until a server or its database is back.
+PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "8", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504"}
 SILENT_SECONDS = 120.0  # of a server, before the process ends and whatever supervises it can start it again
 
 Tell = Callable[[str], None]
@@ -42,14 +44,15 @@ def register_everything(settings: Settings, file: str | Path | None, told: Calla
 
 
 def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell) -> None:
-    """Keep a worker running until this process is stopped; WorkspaceError when the server is gone.
+    """Keep worker and server running until this process is stopped; WorkspaceError when the server stays silent.
 
-    A worker that ends is started again: runs that were waiting are still waiting on the server.
+    A worker that ends is started again: runs that were waiting are still waiting on the server, and runs that were
+    under way go on without it. So is a server, where this process has started it.
     """
     home = prefect_home(Workspace(settings.workspace))
     home.mkdir(parents=True, exist_ok=True)
     log, answered = home / "worker.log", time.monotonic()
-    with ExitStack() as stack:
+    with ExitStack() as stack, httpx.Client(base_url=server.api_url, timeout=5) as client:
         process = _start_worker(stack, log, queues)
         while True:
             time.sleep(LOOK_SECONDS)
@@ -57,7 +60,9 @@ def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell)
                 tell(f"The worker ended with code {process.returncode} and is started again; its log: {log}")
                 time.sleep(RESTART_SECONDS)
                 process = _start_worker(stack, log, queues)
-            if _answers(server):
+            if server.revive():
+                tell("The Prefect server ended and is started again; its log: server.log beside the worker's")
+            if _answers(client):
                 answered = time.monotonic()
             elif time.monotonic() - answered > SILENT_SECONDS:
                 raise WorkspaceError(f"The Prefect server {server.ui_url} has not answered for {SILENT_SECONDS:.0f} s")
@@ -73,7 +78,7 @@ def _start_worker(stack: ExitStack, log: Path, queues: Sequence[str]) -> subproc
     output = stack.enter_context(log.open("ab"))
     return subprocess.Popen(
         command,
-        env=os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
+        env=PATIENCE | os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"},
         stdout=output,
         stderr=output,
         start_new_session=True,
@@ -81,8 +86,8 @@ def _start_worker(stack: ExitStack, log: Path, queues: Sequence[str]) -> subproc
     )
 
 
-def _answers(server: Server) -> bool:
+def _answers(client: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{server.api_url}/health", timeout=5).status_code == httpx.codes.OK
+        return client.get("/health").status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

@@ -241,7 +241,7 @@ def run_part(url: str, settings: BenchmarkSettings, plan: BenchmarkPlan, part: B
     seed = int(hash_text(str(settings.seed), part.split, str(part.number))[:8], 16) % 2**31
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
     note = ""
-    with one_thread():
+    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"):
         if part.method.family == "baselines":
             found = classification_baselines(dataset.formulas, _structures(dataset), dataset.labels, fold, seed)
         elif part.method.is_graph:

@@ -4,11 +4,14 @@ What was last told stands in ``stages/announced.json``: a hash of each stage's o
 where the run that made it was killed before its end, and a run that changed nothing tells nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
-from prefect.events import Event, emit_event
+from prefect.events import Event, RelatedResource
+from prefect.events.related import related_resources_from_run_context
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 from tasks.exceptions import MissingStageError
 from tasks.stages import StageReport, hash_text
@@ -28,6 +31,24 @@ def workspace_resource(workspace: Workspace) -> dict[str, str]:
         "prefect.resource.id": f"meissner.workspace.{hash_text(address)[:ID_DIGITS]}",
         "prefect.resource.name": address,
     }
+
+
+def tell(event: str, resource: Mapping[str, str], payload: Mapping[str, Any]) -> Event:
+    """Tell the Prefect server of an event and see that it took it.
+
+    Prefect's own way of events has no answer, and gives up a server that is away for ten seconds; a request is made
+    again as often as PREFECT_CLIENT_MAX_RETRIES says, and then fails, and the run with it.
+    """
+    related = run_coro_as_sync(_related()) or []
+    found = Event(event=event, resource=dict(resource), payload=dict(payload), related=related)
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[found.model_dump(mode="json")])
+    return found
+
+
+async def _related() -> list[RelatedResource]:
+    async with get_client() as client:
+        return await related_resources_from_run_context(client=client)
 
 
 def outputs_hash(report: StageReport) -> str:
@@ -58,10 +79,9 @@ def announce_changes(workspace: str, reports: Sequence[StageReport]) -> Event | 
         return None
     resource = workspace_resource(place)
     payload = {"workspace": resource["prefect.resource.name"], "changed": list(changed), "stages": changed}
-    event = emit_event(EVENT, resource, payload=payload)
-    if event:
-        told = {stage: found["sha256"] for stage, found in changed.items()}
-        place.write_json(ANNOUNCED, _announced(place) | told)
+    event = tell(EVENT, resource, payload)
+    told = {stage: found["sha256"] for stage, found in changed.items()}
+    place.write_json(ANNOUNCED, _announced(place) | told)
     return event
 
 

@@ -8,9 +8,9 @@ A training on demand tells it at its end, too.
 from typing import Any
 
 from prefect.context import FlowRunContext
-from prefect.events import Event, emit_event
+from prefect.events import Event
 
-from tasks.dataset_events import ANNOUNCED, workspace_resource
+from tasks.dataset_events import ANNOUNCED, tell, workspace_resource
 from tasks.exceptions import MissingStageError
 from tasks.model_store import latest_version, promoted_version
 from tasks.model_versions import HEADLINE, read_version
@@ -40,7 +40,7 @@ def tell_ready(workspace: Workspace, name: str) -> Event | None:
         except MissingStageError:
             return None
     resource = workspace_resource(workspace)
-    return emit_event(READY, resource, payload={"workspace": workspace.url, "versions": versions})
+    return tell(READY, resource, {"workspace": workspace.url, "versions": versions})
 
 
 def score_drop(workspace: Workspace, name: str) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ def tell_drop(workspace: Workspace, name: str, allowed: float) -> Event | None:
     if found is None or found["drop"] <= allowed:
         return None
     resource = workspace_resource(workspace)
-    return emit_event(DROPPED, resource, payload={"workspace": workspace.url, "network": name, **found})
+    return tell(DROPPED, resource, {"workspace": workspace.url, "network": name, **found})
 
 
 def _seen_file(name: str) -> str:

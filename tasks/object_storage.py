@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,21 @@ PUBLIC_OPTIONS = {
     "AWS_ENDPOINT_URL": "https://s3.us-east-1.amazonaws.com",  # also where the environment names another server
 }
 PATIENCE = {"timeout": "120s", "connect_timeout": "20s", "max_retries": "3", "retry_timeout": "120s"}
+
+# Of s3fs: a request that fails for a passing reason is made again after 0 to 1, 2, 4, ... 128 s, by botocore; a body
+# that is cut short is asked for again. Listings are never remembered, since other processes write, too.
+STORE_OPTIONS = {"config_kwargs": {"retries": {"mode": "legacy", "max_attempts": 9}}, "use_listings_cache": False}
+
+
+def store_options(url: str) -> dict[str, Any]:
+    """Options of fsspec for a place that is written to: patient where it is on S3."""
+    return dict(STORE_OPTIONS) if url.startswith(("s3://", "s3a://")) else {}
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a disk or an object store raises, also where nobody answers; nothing is imported for it."""
+    known = sys.modules.get("botocore.exceptions")
+    return (OSError, known.BotoCoreError) if known else (OSError,)
 
 
 def open_dataset(url: str, options: Mapping[str, str] | None = None) -> Any:

@@ -125,6 +125,7 @@ def learn(workspace: Workspace, grids: Workspace, settings: PretrainingSettings,
         network_inputs(grids, learnt, plan.config) as inputs,
         network_inputs(grids, aside, plan.config) as held_out,
         one_thread(),
+        workspace.errors("write", plan.file("checkpoint")),
     ):
         state, log = pretrain(
             plan.config,

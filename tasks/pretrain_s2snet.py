@@ -93,7 +93,11 @@ def learn(workspace: Workspace, settings: S2SNetPretrainingSettings, plan: Pretr
         HiddenElements([crystals.graphs[row] for row in rows], settings.masking) for rows in divide(crystals, settings)
     )
     checkpoint = workspace.local(plan.file("checkpoint")) if workspace.is_local else None
-    with stage_progress(STAGE, plan.recipe.epochs) as advance, one_thread():
+    with (
+        stage_progress(STAGE, plan.recipe.epochs) as advance,
+        one_thread(),
+        workspace.errors("write", plan.file("checkpoint")),
+    ):
         network, log = pretrain(
             plan.config,
             plan.recipe,

@@ -469,6 +469,15 @@ class OperationsSettings(StepSettings):
     score_drop: float = Field(
         0.05, ge=0, description="Notify when a new network scores lower than the promoted one by more than this"
     )
+    lost_minutes: float = Field(
+        5,
+        ge=0.75,
+        description="Minutes without a sign of life, due every 30 s, after which a run counts as crashed",
+    )
+    start_minutes: float = Field(
+        60, ge=0.75, description="Minutes after which a run that a worker took and did not start counts as crashed"
+    )
+    restarts: int = Field(2, ge=0, description="Times that a crashed run of a deployment is started again by itself")
 
 
 def _one_or_more(value: Any) -> Any:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.star_bands import StarBands
 from tasks.coefficients import FOLDER, coefficients_object, read_coefficients, write_coefficients
 from tasks.exceptions import InputError, MissingStageError, WorkspaceError
+from tasks.object_storage import store_errors, store_options
 from tasks.workspace import Workspace
 
 ARRAY = "grids/energies.zarr"
@@ -360,7 +361,8 @@ def _store(workspace: Workspace, read_only: bool) -> Any:
 
     if workspace.is_local:
         return LocalStore(workspace.local(ARRAY), read_only=read_only)
-    return FsspecStore.from_url(f"{workspace.url.rstrip('/')}/{ARRAY}", read_only=read_only)
+    url = f"{workspace.url.rstrip('/')}/{ARRAY}"
+    return FsspecStore.from_url(url, storage_options=store_options(url), read_only=read_only)
 
 
 @contextlib.contextmanager
@@ -368,5 +370,7 @@ def _zarr_errors(sentence: str) -> Iterator[None]:
     """Failures of Zarr and its codecs as one WorkspaceError that begins with the sentence."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise WorkspaceError(f"{sentence}: {error}") from error
+    except store_errors() as error:
         raise WorkspaceError(f"{sentence}: {getattr(error, 'strerror', None) or error}") from error

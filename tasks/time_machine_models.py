@@ -91,7 +91,7 @@ def ask_bnas(
     fractions = composition_fractions([history.formulas[row] for row in rows]) if config.composition else None
     inputs = BnasInputs(prepare(torch.from_numpy(_grids(workspace, history, rows)), config), fractions)
     checkpoint = workspace.local(f"{file}.checkpoint") if workspace.is_local else None
-    with one_thread():
+    with one_thread(), workspace.errors("write", f"{file}.checkpoint"):
         network, _ = train_bnas(
             config,
             recipe.model_copy(update={"seed": seed}),
@@ -117,7 +117,7 @@ def ask_s2snet(
     test = [row for row in fold.test if graphs[row] is not None]
     checkpoint = workspace.local(f"{file}.checkpoint") if workspace.is_local else None
     known = [graphs[row] for row in train]
-    with one_thread():
+    with one_thread(), workspace.errors("write", f"{file}.checkpoint"):
         labels = (moment.tc_kelvin[train] > 0).astype(np.int64)
         network = train_s2snet(named, known, labels, known, seed, device=settings.device, checkpoint=checkpoint)
         logits = np.full(len(rows), -np.inf)

@@ -87,7 +87,7 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
     fold = fold_of(labelled, settings, part) if part.kind == "fold" else None
     train = fold.train if fold else np.arange(len(labelled.table))
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
-    with one_thread():
+    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"):
         network, log = train_network(
             plan.config,
             plan.recipe.model_copy(update={"seed": part_seed(settings.seed, part.name)}),

@@ -92,7 +92,7 @@ def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
     test = crystals.labelled[fold.test] if fold else np.array([], dtype=np.int64)
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
     labels, log_tc, seed = crystals.labels[train], crystals.log_tc[train], part_seed(settings.seed, part.name)
-    with one_thread():
+    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"):
         network = train_network(
             named,
             [crystals.graphs[row] for row in crystals.labelled[train]],

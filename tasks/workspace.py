@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from models.exceptions import MeissnerError
 from tasks.exceptions import MissingStageError, WorkspaceError
+from tasks.object_storage import store_errors, store_options
 
 LEAST_FREE = 200_000_000  # bytes; the starter run makes 114 MB
 
@@ -32,7 +34,7 @@ class Workspace:
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
-        self.fs, root = fsspec.url_to_fs(self.url)
+        self.fs, root = fsspec.url_to_fs(self.url, **store_options(self.url))
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
@@ -65,27 +67,29 @@ class Workspace:
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there."""
-        return bool(self.fs.exists(self.path(name)))
+        with self.errors("look for", name):
+            return bool(self.fs.exists(self.path(name)))
 
     def list(self, pattern: str) -> list[str]:
         """Names that fit a glob pattern, sorted."""
         prefix = len(self.root) + 1
-        return sorted(str(found)[prefix:] for found in self.fs.glob(self.path(pattern)))
+        with self.errors("look for", pattern):
+            return sorted(str(found)[prefix:] for found in self.fs.glob(self.path(pattern)))
 
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder; nothing happens if it is not there."""
-        with self._errors("remove", name):
+        with self.errors("remove", name):
             if self.fs.exists(self.path(name)):
                 self.fs.rm(self.path(name), recursive=True)
 
     def read_bytes(self, name: str) -> bytes:
         """The file's bytes."""
-        with self._errors("read", name):
+        with self.errors("read", name):
             return bytes(self.fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all."""
-        with self._errors("write", name):
+        with self.errors("write", name):
             target = self.path(name)
             if not self.is_local:
                 self.fs.pipe_file(target, data)
@@ -105,7 +109,7 @@ class Workspace:
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet table, or some of its columns."""
-        with self._errors("read", name), self.fs.open(self.path(name), "rb") as file:
+        with self.errors("read", name), self.fs.open(self.path(name), "rb") as file:
             return pq.read_table(file, columns=list(columns) if columns else None)
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -116,7 +120,7 @@ class Workspace:
 
     def modified(self, name: str) -> datetime:
         """When the file was last written."""
-        with self._errors("read", name):
+        with self.errors("read", name):
             found = self.fs.modified(self.path(name))
         return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -125,17 +129,20 @@ class Workspace:
         return hashlib.sha256(self.read_bytes(name)).hexdigest()
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, name: str) -> Iterator[None]:
+    def errors(self, verb: str, name: str) -> Iterator[None]:
+        """Failures of the file system within the block as one WorkspaceError that names the file."""
         try:
             yield
+        except MeissnerError:
+            raise
         except FileNotFoundError as error:
             if verb == "write":
                 raise WorkspaceError(f"Cannot write {name} in the workspace {self.url}: {error.strerror}") from error
             raise MissingStageError(
                 f"{name} is not in the workspace {self.url}; run the stage that makes it (`meissner discover` runs all)"
             ) from error
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except store_errors() as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise WorkspaceError(f"Cannot {verb} {name} in the workspace {self.url}: {reason}") from error
         except pa.ArrowInvalid as error:
             raise WorkspaceError(f"{name} in the workspace {self.url} is damaged: {error}") from error

@@ -16,11 +16,12 @@ from prefect.events.worker import EventsWorker
 from pydantic import SecretStr
 from rich.console import Console
 
-from flows.automations import PREFIX, notified_blocks, register_automations
+from flows.automations import PREFIX, notified_blocks, register_automations, wanted_automations
 from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
 from flows.status import age, print_status, read_status
+from flows.up import PATIENCE
 from tasks.exceptions import InputError
-from tasks.settings import Settings
+from tasks.settings import OperationsSettings, Settings
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
@@ -117,7 +118,7 @@ def test_a_file_that_is_none_is_told(tmp_path, text):
 
 def test_twice_is_once(registered, settings):
     assert set(registered.values()) == {"created"}
-    assert set(registered) == {POOL, *QUEUES, *NAMES, *(f"{PREFIX}{n} after {m}" for n, m in CHAIN)}
+    assert set(registered) == {POOL, *QUEUES, *NAMES, *(f"{PREFIX}{name}" for name in (*CHAIN, *RECOVERY))}
     assert set(everything(settings).values()) == {"unchanged"}
     with get_client(sync_client=True) as client:
         assert len(
@@ -125,7 +126,30 @@ def test_twice_is_once(registered, settings):
         ) == len(NAMES)
 
 
-CHAIN = (("train", "new data"), ("screen", "training"))
+CHAIN = ("train after new data", "screen after training")
+RECOVERY = (
+    "find lost runs",
+    "find runs that never began",
+    "run again after a crash",
+    "begin again after a crash",
+)
+
+
+@pytest.mark.parametrize(("restarts", "counts"), [(0, None), (1, ["1"]), (3, ["1", "2", "3"])])
+def test_a_crashed_run_is_started_again_so_many_times(settings, restarts, counts):
+    chosen = settings.model_copy(update={"operations": OperationsSettings(restarts=restarts)})
+    nowhere = dict.fromkeys(NAMES, "00000000-0000-0000-0000-000000000001")
+    found = {one.name.removeprefix(PREFIX): one for one in wanted_automations(chosen, nowhere)}
+    assert set(found) == {*CHAIN, *(RECOVERY if counts else RECOVERY[:2])}
+    if counts:
+        assert found["run again after a crash"].trigger.match["prefect.run-count"] == counts
+
+
+def test_every_deployment_gives_signs_of_life():
+    for entry in read_deployments():
+        environment = entry["work_pool"]["job_variables"]["env"]
+        assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+        assert PATIENCE.items() <= environment.items()
 
 
 def test_another_schedule_takes_the_place_of_the_first(registered, settings, tmp_path):
