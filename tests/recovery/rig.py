@@ -273,6 +273,8 @@ def contents(url):
             continue
         if "/tensorboard/" in name or "/memo/" in name:  # a log with times, and a cache
             continue
+        if name.endswith("data-seen.json"):  # only a run on a server notes which data it saw
+            continue
         data = place.read_bytes(name)
         if name.endswith(".json"):
             data = json.dumps(timeless(json.loads(data)), sort_keys=True).encode()

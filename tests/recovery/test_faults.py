@@ -1,12 +1,8 @@
-"""A store that fails, a full disk, a read-only one, a clock that jumps: a clear message, nothing half written, and the
-next run goes on to the same bytes.
+"""A store that fails, a full disk, a read-only one: a clear message, nothing half written, and the next run goes on to
+the same bytes.
 """
 
-import os
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +15,6 @@ from tests.recovery.rig import contents
 from tests.tasks.faulty_s3 import KINDS, faulty
 
 pytestmark = pytest.mark.slow
-
-LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 
 
 @pytest.fixture
@@ -109,31 +103,3 @@ def what_stops(workspace, inputs):
     except WorkspaceError as error:
         return str(error)
     return None
-
-
-@pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (apt-get install faketime)")
-def test_a_clock_that_jumps_changes_nothing(calm, inputs, tmp_path):
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MEISSNER_"))}
-    environment |= {
-        "LD_PRELOAD": str(LIBRARY),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "MEISSNER_BANDS__ENGINE": "none",
-        "MEISSNER_GRID__MESH": str(plain.GRIDS.mesh),
-    }
-    command = [Path(sys.executable).with_name("meissner"), "refresh", "--workspace", tmp_path / "w"]
-    command += ["--supercon", inputs / "supercon.csv", "--crystals", inputs / "crystals.csv"]
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    jumps = iter((("clean", "-3d"), ("match", "+400d")))
-    stage, jump = next(jumps)
-    while running.poll() is None:
-        if stage and (tmp_path / "w" / "stages" / stage / "manifest.json").exists():
-            clock.write_text(jump)
-            stage, jump = next(jumps, (None, None))
-        time.sleep(0.05)
-    assert running.returncode == 0, running.stdout.read()
-    assert stage is None
-    assert contents(str(tmp_path / "w")) == calm[0]
