@@ -179,20 +179,21 @@ def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, setting
         *(f"{PREFIX}tell of {what}" for what in ("failures", "silence", "a worse network")),
     ]
     assert set(everything(noisy).values()) == {"unchanged"}
-    time.sleep(2)  # the server's triggers learn of the new automations
-    with tags("meissner"), pytest.raises(ValueError, match="no bands"):
-        failing()
-    EventsWorker.drain_all(timeout=10)
-    for _ in range(300):
+    for _ in range(10):  # until the server's triggers have learnt of the new automations
+        with tags("meissner"), pytest.raises(ValueError, match="no bands"):
+            failing()
+        EventsWorker.drain_all(timeout=10)
+        deadline = time.monotonic() + 15
+        while not posted and time.monotonic() < deadline:
+            time.sleep(0.1)
         if posted:
             break
-        time.sleep(0.1)
     assert posted[0]["subject"] == "meissner: fails failed"
     assert "mp-1 has no bands" in posted[0]["text"]
     quiet = everything(settings)
     assert quiet[f"{PREFIX}tell of failures"] == "removed"
     status = read_status(Workspace(settings.workspace), "http://server")
-    assert [(run.flow, run.state) for run in status.failed] == [("fails", "Failed")]
+    assert {(run.flow, run.state) for run in status.failed} == {("fails", "Failed")}
     assert "mp-1 has no bands" in status.failed[0].reason
     shown = io.StringIO()
     print_status(Console(file=shown, width=200), status)
