@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from pymatgen.core import Lattice, Structure
 from torch import nn
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from models.attention_layers import AttentionLayer
 from models.crystals import CrystalArrays, CrystalGraph, collate, collate_by_size, graph
-from models.s2snet import CONFIGS, AttentionLayer, S2SNet
-from models.s2snet_training import LabelledCrystals, classification_loss
+from models.s2snet import CONFIGS, S2SNet
+from models.s2snet_training import LabelledCrystals, predict_logits, supervised_loss
 from models.training import build
 from tasks.s2s_files import LINES, dataset_from_s2s, read_unlabelled
 
@@ -90,20 +90,18 @@ def compare_batching(crystals: Sequence[CrystalArrays]) -> None:
 class PlainLayer(AttentionLayer):
     """The attention layer with attention written out."""
 
-    def forward(self, atoms: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        size, count, width = atoms.shape
-        parts = self.queries_keys_values(self.norm(atoms)).view(size, count, 3, self.heads, -1)
-        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-        weights = (queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]) + bias).softmax(dim=-1)
-        mixed = self.out((weights @ values).transpose(1, 2).reshape(size, count, width))
-        atoms = atoms + functional.dropout(mixed, self.dropout, self.training)
-        return atoms + self.feed_forward(atoms)
+    def attention(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        return (queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1]) + bias).softmax(dim=-1) @ values
 
 
 def plain_network(network: S2SNet) -> S2SNet:
     """The same weights with attention written out."""
     plain = S2SNet(network.config)
-    plain.layers = nn.ModuleList(PlainLayer(network.config) for _ in network.layers)
+    plain.layers = nn.ModuleList(
+        PlainLayer(c.width, c.heads, c.feed_forward, c.dropout) for c in [network.config] * len(network.layers)
+    )
     plain.load_state_dict(network.state_dict())
     return plain
 
@@ -116,13 +114,13 @@ def compare_steps(graphs: Sequence[CrystalGraph], name: str, layers: int | None 
     labels = np.arange(len(graphs)) % 2
     samples, rows = LabelledCrystals(graphs, labels), torch.arange(len(graphs))
     singles = [
-        (collate([crystal]), torch.tensor([float(label)])) for crystal, label in zip(graphs, labels, strict=True)
+        (collate([crystal]), torch.tensor([[label, math.nan]])) for crystal, label in zip(graphs, labels, strict=True)
     ]
     losses = {}
 
     def step(which: str, model: S2SNet, parts: Callable[[], Any]) -> None:
         model.zero_grad()
-        loss = classification_loss(model, parts())
+        loss = supervised_loss(model, parts())
         loss.backward()
         losses[which] = loss.item()
 
@@ -145,15 +143,10 @@ def forward_flop(network: S2SNet, sizes: Sequence[int]) -> float:
 
 def predict_published(graphs: Sequence[CrystalGraph], device: str, dtype: torch.dtype) -> None:
     network = build(lambda: S2SNet(CONFIGS["paper"].network), 0).eval().to(device)
-    order = np.argsort([len(crystal) for crystal in graphs])
-    batches = [
-        collate([graphs[row] for row in order[start : start + 32]]).to(device) for start in range(0, len(order), 32)
-    ]
 
     def ask() -> None:
-        with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            for batch in batches:
-                network(batch)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            predict_logits(network, graphs)
 
     a = torch.randn(2048 if device == "cpu" else 8192, 2048, device=device, dtype=dtype)
     b = torch.randn(2048, 2048, device=device, dtype=dtype)
