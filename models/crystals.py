@@ -21,7 +21,7 @@ MAX_ATOMS = 444  # largest cell of the published pre-training set
 MIN_DISTANCE = 0.3  # angstrom; nearer atoms are one site given twice (H2 has 0.74)
 OCTAVES = 2.0  # sizes that differ by less than 2 to this power share a batch
 FEW_PAIRS = 20_000  # padded pairs of atoms that cost less than a second batch
-BATCH_ATOMS = 2048  # atoms of a batch to predict, padding counted: enough to fill matrix products, little memory
+BATCH_ATOMS = 1024  # atoms of a batch to predict, padding counted: enough to fill matrix products
 MIN_VOLUME = 0.1  # cubic angstrom per atom; far below any solid
 SYMPREC = 0.01  # angstrom; atoms that symmetry brings nearer than this onto each other are one orbit
 

@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--crystals", type=int, default=100_000, help="at most so many, drawn by lot")
     parser.add_argument("--only", choices=("batching", "steps", "predictions"), help="one comparison; none: all")
     parser.add_argument("--step", type=int, default=64, help="crystals of a training step")
-    parser.add_argument("--predict", type=int, default=128, help="crystals that the published network predicts")
+    parser.add_argument("--predict", type=int, default=300, help="crystals that the published network predicts")
     options = parser.parse_args()
     torch.manual_seed(0)
     print(f"{torch.get_num_threads()} CPU threads")
