@@ -39,7 +39,7 @@ class Method(BaseModel):
 
     name: str
     title: str
-    family: Literal["baselines", "cgcnn", "megnet", "s2snet", "trees", "blend", "paper"]
+    family: Literal["baselines", "cgcnn", "megnet", "s2snet", "trees", "blend", "blend-pretrained", "paper"]
     pretrained: bool = False
     tuned: bool = False
     layers: int | None = None
@@ -88,7 +88,8 @@ def list_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Me
     found.append(Method(name=TREES, title="S2SNet's trees", family="trees"))
     for ending, words in (("", ""), ("-pretrained", ", pre-trained")):
         title, of = f"S2SNet{words}, with trees", (f"s2snet{ending}", TREES)
-        found.append(Method(name=f"blend{ending}", title=title, family="blend", pretrained=bool(ending), of=of))
+        blended: dict[str, Any] = {"name": f"blend{ending}", "family": f"blend{ending}", "pretrained": bool(ending)}
+        found.append(Method(title=title, of=of, **blended))
     main = main_layers(settings)
     for layers in sorted(settings.layers, key=lambda count: (count != main, count)):
         title = f"S2SNet as printed, {layers} layers"
@@ -119,8 +120,9 @@ def choose_methods(settings: BenchmarkSettings, energies: bool = False) -> list[
         if name not in names:
             raise InputError(f"--methods {name!r} is not one of {', '.join(dict.fromkeys(names))}")
     wanted = {*(settings.methods or names), BASELINES}
-    wanted |= {name for method in known if {method.name, method.family} & wanted for name in method.of}
-    return [method for method in known if {method.name, method.family} & wanted]
+    chosen = [method for method in known if {method.name, method.family} & wanted]
+    needed = {name for method in chosen for name in method.of}
+    return [method for method in known if method in chosen or method.name in needed]
 
 
 def main_layers(settings: BenchmarkSettings) -> int:

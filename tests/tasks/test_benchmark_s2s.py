@@ -30,7 +30,7 @@ EACH = 10  # crystals of each class
 SETTINGS = BenchmarkSettings(
     folds=2,
     splits=("random",),
-    methods=("cgcnn", "megnet", "blend", "paper"),
+    methods=("cgcnn", "megnet", "blend", "blend-pretrained", "paper"),
     config="tiny",
     width=8,
     layers=(1, 2),
@@ -275,3 +275,5 @@ def test_the_methods_are_those_of_the_papers_tables():
     assert "cgcnn-pretrained" not in names
     chosen = choose_methods(BenchmarkSettings(methods=("paper-10",)))
     assert [method.name for method in chosen] == ["baselines", "paper-10"]
+    blended = choose_methods(BenchmarkSettings(methods=("blend",)))
+    assert [method.name for method in blended] == ["baselines", "s2snet", "trees", "blend"]
