@@ -21,6 +21,5 @@ def benchmark_s2s(
     """
     started = datetime.now(UTC)
     plan = plan_benchmark(data, settings)
-    given = (unmapped(workspace), unmapped(settings), unmapped(plan))
-    benchmark_fold.map(*given, list(plan.parts), unmapped(processes)).result()
-    return finish_benchmark(workspace, settings, plan, started)
+    benchmark_fold.map(unmapped(workspace), unmapped(plan), list(plan.parts), unmapped(processes)).result()
+    return finish_benchmark(workspace, plan, started)

@@ -21,6 +21,7 @@ MAX_ATOMS = 444  # largest cell of the published pre-training set
 MIN_DISTANCE = 0.3  # angstrom; nearer atoms are one site given twice (H2 has 0.74)
 OCTAVES = 2.0  # sizes that differ by less than 2 to this power share a batch
 FEW_PAIRS = 20_000  # padded pairs of atoms that cost less than a second batch
+BATCH_ATOMS = 1024  # atoms of a batch to predict, padding counted: enough to fill matrix products
 MIN_VOLUME = 0.1  # cubic angstrom per atom; far below any solid
 SYMPREC = 0.01  # angstrom; atoms that symmetry brings nearer than this onto each other are one orbit
 
@@ -275,3 +276,17 @@ def collate_by_size(crystals: Sequence[CrystalGraph]) -> list[tuple[np.ndarray, 
         octave[:] = 0
     parts = [np.flatnonzero(octave == value) for value in np.unique(octave)]
     return [(part, collate([crystals[index] for index in part.tolist()])) for part in parts]
+
+
+def batches_by_size(crystals: Sequence[CrystalGraph], most: int = BATCH_ATOMS) -> list[np.ndarray]:
+    """Rows of crystals (int64) in batches of at most ``most`` padded atoms, from small to large; each row once.
+
+    A crystal of more atoms is a batch of its own.
+    """
+    sizes = np.array([len(crystal) for crystal in crystals], dtype=np.int64)
+    order = np.argsort(sizes, kind="stable")
+    starts = [0]
+    for place, size in enumerate(sizes[order]):
+        if place > starts[-1] and (place - starts[-1] + 1) * size > most:
+            starts.append(place)
+    return np.split(order, starts[1:]) if len(order) else []

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn import functional
 
+from models.attention_layers import AttentionLayer, Packing
 from models.composition_descriptors import (
     composition_descriptors,
     descriptor_count,
@@ -114,7 +115,10 @@ class S2SNet(nn.Module):
             config.attention == "periodic", lambda: nn.Linear(config.gaussians, config.layers * config.heads)
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            AttentionLayer(config.width, config.heads, config.feed_forward, config.dropout)
+            for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         self.masked_head = nn.Linear(config.width, ELEMENTS)
         self.head = CrystalHead(config)
@@ -144,10 +148,11 @@ class S2SNet(nn.Module):
         return self._attend(atoms, batch, self._expand(batch))
 
     def _attend(self, atoms: torch.Tensor, batch: CrystalBatch, expanded: torch.Tensor) -> torch.Tensor:
-        biases = self._attention_biases(batch, expanded)
+        packing, biases = Packing.of(batch.mask), self._attention_biases(batch, expanded)
+        rows = packing.pack(atoms)
         for layer, bias in zip(self.layers, biases, strict=True):
-            atoms = layer(atoms, bias)
-        return self.norm(atoms)
+            rows = layer(rows, bias, packing)
+        return packing.pad(self.norm(rows))
 
     def classify(self, atoms: torch.Tensor, batch: CrystalBatch) -> torch.Tensor:
         """(B,) logits from the (B, N, D) embeddings of the atoms."""
@@ -229,35 +234,6 @@ class Gaussians(nn.Module):
     def forward(self, distances: torch.Tensor) -> torch.Tensor:
         squared = ((distances.unsqueeze(-1) - self.centres) / self.sigma) ** 2
         return torch.exp(-squared.clamp(max=FARTHEST))
-
-
-class AttentionLayer(nn.Module):
-    """Pre-norm attention and feed-forward network (C); attention as softmax(q k / sqrt(d) + bias) v."""
-
-    def __init__(self, config: S2SNetConfig) -> None:
-        super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
-        self.norm = nn.LayerNorm(config.width)
-        self.queries_keys_values = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.feed_forward),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.feed_forward, config.width),
-            nn.Dropout(config.dropout),
-        )
-
-    def forward(self, atoms: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) and a bias that broadcasts to (B, H, N, N), to (B, N, D)."""
-        size, count, width = atoms.shape
-        parts = self.queries_keys_values(self.norm(atoms)).view(size, count, 3, self.heads, -1)
-        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-        mixed = self.out(mixed.transpose(1, 2).reshape(size, count, width))
-        atoms = atoms + functional.dropout(mixed, self.dropout, self.training)
-        return atoms + self.feed_forward(atoms)
 
 
 class Set2Set(nn.Module):

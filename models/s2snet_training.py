@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.crystals import CrystalGraph, collate, collate_by_size
+from models.crystals import CrystalGraph, batches_by_size, collate, collate_by_size
 from models.s2snet import NamedConfig, S2SNet
 from models.s2snet_pretraining import HiddenElements, Parts, masked_loss, start_from
 from models.training import Extras, build, fit
@@ -141,24 +141,22 @@ def positive_unlabelled_loss(logits: Tensor, labels: Tensor, positive_share: flo
     return (1 - share) * of_known + share * (positive_share * of_known + negative)
 
 
-def predict_logits(network: S2SNet, crystals: Sequence[CrystalGraph], batch_size: int = 64) -> np.ndarray:
+def predict_logits(network: S2SNet, crystals: Sequence[CrystalGraph]) -> np.ndarray:
     """(crystals,) float64 logits in the order given; the network is left in evaluation mode."""
-    return predict_answers(network, crystals, batch_size)[:, 0]
+    return predict_answers(network, crystals)[:, 0]
 
 
-def predict_answers(network: S2SNet, crystals: Sequence[CrystalGraph], batch_size: int = 64) -> np.ndarray:
+def predict_answers(network: S2SNet, crystals: Sequence[CrystalGraph]) -> np.ndarray:
     """(crystals, 2) float64 logits and ln(Tc/K + 1), NaN where the network has no such output.
 
     They come in the order given; the network is left in evaluation mode.
     """
     device = next(network.parameters()).device
-    order = np.argsort([len(crystal) for crystal in crystals], kind="stable")
     answers = np.full((len(crystals), 2), np.nan)
     network.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([crystals[index] for index in chosen]).to(device)
+        for rows in batches_by_size(crystals):
+            batch = collate([crystals[row] for row in rows]).to(device)
             found = network(batch, everything=True).double().cpu().numpy()
-            answers[chosen, : found.shape[1]] = found
+            answers[rows, : found.shape[1]] = found
     return answers

@@ -5,15 +5,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from models.crystal_trees import PARAMETERS, ROUNDS
 from models.graph_training import PUBLISHED, TRIED, GraphModel
 from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
-from models.training import Recipe
+from models.training import Recipe, resolve_device
 from tasks.exceptions import InputError
 from tasks.s2snet_data import describe_network
 from tasks.settings import BenchmarkSettings
 
 BASELINES = "baselines"
+TREES = "trees"
 FOREST = "Magpie, random forest"  # the paper's "Statistic"
+PUBLISHED_WIDTH = 512
+SHORT: dict[str, int] = {"width": 16, "printed_epochs": 3, "pretraining_epochs": 1, "graph_epochs": 4}
 MAIN_LAYERS = 10  # of the paper's tables 2 and 4
 SCALED_BATCH = 32  # of the paper's reading where it is scaled down; the rate grows in proportion
 
@@ -27,22 +31,39 @@ class Method(BaseModel):
         For the command line, and for people. The method ``baselines`` stands for several models with their own titles.
     pretrained
         Learns without classes first: hidden elements, or formation energies (graph networks).
+    of
+        Names of the two methods that are blended; a blend is not trained itself.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     title: str
-    family: Literal["baselines", "cgcnn", "megnet", "s2snet", "paper"]
+    family: Literal["baselines", "cgcnn", "megnet", "s2snet", "trees", "blend", "blend-pretrained", "paper"]
     pretrained: bool = False
     tuned: bool = False
     layers: int | None = None
     lattice: bool = True
+    of: tuple[str, ...] = ()
 
     @property
     def is_graph(self) -> bool:
         """Whether it is a graph network of other authors."""
         return self.family in PUBLISHED
+
+
+def choose_size(settings: BenchmarkSettings) -> BenchmarkSettings:
+    """The settings with widths and epochs of their size, where they name none; ``auto`` asks for a GPU."""
+    size = settings.size
+    if size == "auto":
+        size = "published" if resolve_device(settings.device) == "cuda" else "short"
+    chosen = {"size": size, "width": PUBLISHED_WIDTH}
+    if size == "short":
+        chosen |= SHORT
+        if settings.epochs:
+            del chosen["printed_epochs"]
+    given = {name: value for name in chosen if (value := getattr(settings, name)) is not None and name != "size"}
+    return settings.model_copy(update=chosen | given)
 
 
 def list_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Method]:
@@ -64,6 +85,11 @@ def list_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Me
                 found.append(Method(name=f"{name}-pretrained", title=f"{shown}, pre-trained", **names))
     found.append(Method(name="s2snet", title="S2SNet", family="s2snet"))
     found.append(Method(name="s2snet-pretrained", title="S2SNet, pre-trained", family="s2snet", pretrained=True))
+    found.append(Method(name=TREES, title="S2SNet's trees", family="trees"))
+    for ending, words in (("", ""), ("-pretrained", ", pre-trained")):
+        title, of = f"S2SNet{words}, with trees", (f"s2snet{ending}", TREES)
+        blended: dict[str, Any] = {"name": f"blend{ending}", "family": f"blend{ending}", "pretrained": bool(ending)}
+        found.append(Method(title=title, of=of, **blended))
     main = main_layers(settings)
     for layers in sorted(settings.layers, key=lambda count: (count != main, count)):
         title = f"S2SNet as printed, {layers} layers"
@@ -94,7 +120,9 @@ def choose_methods(settings: BenchmarkSettings, energies: bool = False) -> list[
         if name not in names:
             raise InputError(f"--methods {name!r} is not one of {', '.join(dict.fromkeys(names))}")
     wanted = {*(settings.methods or names), BASELINES}
-    return [method for method in known if {method.name, method.family} & wanted]
+    chosen = [method for method in known if {method.name, method.family} & wanted]
+    needed = {name for method in chosen for name in method.of}
+    return [method for method in known if method in chosen or method.name in needed]
 
 
 def main_layers(settings: BenchmarkSettings) -> int:
@@ -107,15 +135,17 @@ def s2snet_of(method: Method, settings: BenchmarkSettings) -> NamedConfig:
 
     Without pre-training, nothing is frozen.
     """
+    epochs = settings.epochs
     if method.family == "paper":
-        named = paper_reading(settings.width, method.layers or MAIN_LAYERS, method.lattice)
+        epochs = settings.printed_epochs or epochs
+        named = paper_reading(settings.width or PUBLISHED_WIDTH, method.layers or MAIN_LAYERS, method.lattice)
     else:
         if settings.config not in CONFIGS:
             raise InputError(f"S2SNet has no configuration {settings.config!r}; choose one of {', '.join(CONFIGS)}")
         named = CONFIGS[settings.config]
     recipe = named.pretraining or named.finetuning
-    pretraining = with_epochs(recipe, settings.pretraining_epochs or settings.epochs)
-    finetuning = with_epochs(named.finetuning, settings.epochs)
+    pretraining = with_epochs(recipe, settings.pretraining_epochs or epochs)
+    finetuning = with_epochs(named.finetuning, epochs)
     return named._replace(pretraining=pretraining, finetuning=finetuning, freeze=named.freeze and method.pretrained)
 
 
@@ -155,6 +185,10 @@ def describe_method(method: Method, settings: BenchmarkSettings) -> dict[str, An
     """Everything that a method's predictions depend on beside data, fold and seed, as a document."""
     if method.family == "baselines":
         return {"name": method.name}
+    if method.family == "trees":
+        return {"name": method.name, "rounds": ROUNDS, "parameters": PARAMETERS}
+    if method.of:
+        return {"name": method.name, "of": list(method.of)}
     if method.is_graph:
         models = graphs_of(method, settings)
         found = {

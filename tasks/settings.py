@@ -360,9 +360,14 @@ class BenchmarkSettings(StepSettings):
     splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
     methods: tuple[str, ...] = Field((), description="Methods or families; none named: all")
     config: str = Field("s2snet", description="Named network and recipe of our S2SNet")
-    width: int = Field(512, ge=1, description="Width of S2SNet as printed; below the published 512, it is scaled down")
+    size: Literal["auto", "published", "short"] = Field(
+        "auto",
+        description="Widths and epochs that are not named here: as published, or short; auto: short without a GPU",
+    )
+    width: int | None = Field(None, ge=1, description="Width of S2SNet as printed, 512; below, it is scaled down")
     layers: tuple[int, ...] = Field((5, 10, 15), min_length=1, description="Depths of S2SNet as printed")
     epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet in place of the recipes'")
+    printed_epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet as printed; none: as epochs")
     pretraining_epochs: int | None = Field(None, ge=1, description="Epochs of S2SNet's pre-training; none: as epochs")
     graph_epochs: int | None = Field(None, ge=1, description="Epochs of CGCNN and MEGNet in place of 30")
     unlabelled: str | None = Field(

@@ -39,7 +39,7 @@ from tasks.workers import close_workers, make_part
 from tasks.workspace import Workspace
 
 STAGE = "time-machine"
-CODE_VERSION = 2
+CODE_VERSION = 3
 OUTPUT = "validation/time_machine.parquet"
 LISTS = "validation/time_machine_lists.parquet"
 FOLDER = "validation/time-machine"

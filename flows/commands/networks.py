@@ -253,12 +253,18 @@ def benchmark_s2s(
     split: Annotated[list[str] | None, typer.Option(help="random or chemical-system; may be repeated")] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option(help="cgcnn, megnet, s2snet, paper, or one method such as paper-10-pretrained; may be repeated"),
+        typer.Option(
+            help="cgcnn, megnet, s2snet, trees, blend, paper, or one such as paper-10-pretrained; may be repeated"
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Widths and epochs: published, short, or auto (short without a GPU)")
     ] = None,
     config: Annotated[str | None, typer.Option(help="Named network and recipe of our S2SNet")] = None,
     width: Annotated[int | None, typer.Option(help="Width of S2SNet as printed; below 512 it is scaled down")] = None,
     layers: Annotated[list[int] | None, typer.Option(help="Depths of S2SNet as printed; may be repeated")] = None,
     epochs: Epochs = None,
+    printed_epochs: Annotated[int | None, typer.Option(help="Epochs of S2SNet as printed")] = None,
     pretraining_epochs: Annotated[int | None, typer.Option(help="Epochs of S2SNet's pre-training")] = None,
     graph_epochs: Annotated[int | None, typer.Option(help="Epochs of CGCNN and MEGNet")] = None,
     unlabelled: Annotated[
@@ -271,7 +277,8 @@ def benchmark_s2s(
     """S2SNet, CGCNN, MEGNet, forest on the same folds. Example: meissner benchmark s2s --data s2s.jsonl.gz"""
     choices: dict[str, Any] = {"folds": folds, "splits": split or None, "methods": methods or None, "config": config}
     choices |= {"width": width, "layers": layers or None, "epochs": epochs, "pretraining_epochs": pretraining_epochs}
-    choices |= {"graph_epochs": graph_epochs, "unlabelled": unlabelled, "disorder": disorder, "seed": seed}
+    choices |= {"size": size, "printed_epochs": printed_epochs, "graph_epochs": graph_epochs}
+    choices |= {"unlabelled": unlabelled, "disorder": disorder, "seed": seed}
     settings = load_settings(profile, workspace=workspace, benchmark={**choices, "device": device})
     from flows.display import print_benchmark
 

@@ -3,7 +3,7 @@
 import pytest
 
 from flows.benchmark import benchmark_s2s
-from tasks.benchmark_s2s import FOLDER
+from tasks.benchmark_plan import FOLDER
 from tasks.settings import BenchmarkSettings
 from tasks.workspace import Workspace
 from tests.flows.test_audit import command

@@ -3,7 +3,15 @@ import pytest
 import torch
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from models.crystals import CrystalArrays, check_arrays, collate, collate_by_size, crystal_arrays, graph
+from models.crystals import (
+    CrystalArrays,
+    batches_by_size,
+    check_arrays,
+    collate,
+    collate_by_size,
+    crystal_arrays,
+    graph,
+)
 from models.exceptions import ModelInputError
 from tests.models.crystal_examples import CUTOFF, EXAMPLES, aluminium, example_graph, magnesium_diboride
 
@@ -111,3 +119,11 @@ def test_an_empty_batch_is_refused():
     for make in (collate, collate_by_size):
         with pytest.raises(ModelInputError, match="at least one crystal"):
             make([])
+
+
+def test_batches_to_predict_hold_each_crystal_once_from_small_to_large_within_the_limit():
+    cells = [aluminium().make_supercell([count, 1, 1], in_place=False) for count in (9, 1, 3, 2, 3, 1)]
+    graphs = [graph(crystal_arrays(cell), 3.0) for cell in cells]
+    batches = batches_by_size(graphs, most=6)
+    assert [rows.tolist() for rows in batches] == [[1, 5, 3], [2, 4], [0]]
+    assert batches_by_size([]) == []

@@ -3,10 +3,10 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from models.attention_layers import AttentionLayer, Packing
 from models.crystals import ELEMENTS, MASKED, PADDING, collate, crystal_arrays, graph, orbit_graph
 from models.s2snet import (
     CONFIGS,
-    AttentionLayer,
     S2SNet,
     S2SNetConfig,
     Set2Set,
@@ -117,15 +117,15 @@ def test_structure_matters_beyond_composition(ours):
 
 def test_attention_over_images_is_one_softmax_over_all_of_them():
     """A pair's bias is the log of its images' summed weights: the same as each image attended to on its own."""
-    config = TINY.model_copy(update={"dropout": 0.0})
-    layer = build(lambda: AttentionLayer(config), 0).eval()
-    atoms = torch.randn(1, 2, config.width, generator=torch.Generator().manual_seed(0))
+    layer = build(lambda: AttentionLayer(8, 2, 16, dropout=0.0), 0).eval()
+    atoms = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     images = torch.tensor([[0.5, 2.0, 1.5], [1.0, 0.3, 0.2]])  # of atom 0 once and of atom 1 twice, for each atom
     summed = torch.stack([images[:, 0], images[:, 1] + images[:, 2]], dim=1).log()[None, None]
     apart = images.log()[None, None]
-    tripled = torch.cat([atoms, atoms[:, 1:]], dim=1)
+    tripled = torch.cat([atoms, atoms[1:]])
     rows = torch.cat([apart, apart[:, :, 1:]], dim=2)
-    torch.testing.assert_close(layer(atoms, summed), layer(tripled, rows)[:, :2])
+    of_pairs, of_images = layer(atoms, summed, Packing((1, 2), None)), layer(tripled, rows, Packing((1, 3), None))
+    torch.testing.assert_close(of_pairs, of_images[:2])
 
 
 def test_paper_configuration_is_as_printed():

@@ -6,26 +6,23 @@ import re
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
+from models.blending import held_out_blend
+from models.crystal_trees import crystal_features, fit_trees
 from models.exceptions import LeakageError
 from models.splits import Fold, composition_key
-from tasks.benchmark_methods import choose_methods, list_methods, paper_reading
-from tasks.benchmark_s2s import (
-    FOLDER,
-    PREDICTED,
-    TABLES,
-    _count_seen,
-    gather,
-    make_plan,
-    pretraining_rows,
-    run_part,
-)
+from tasks.benchmark_methods import SHORT, choose_methods, choose_size, list_methods, paper_reading
+from tasks.benchmark_parts import run_part
+from tasks.benchmark_plan import FOLDER, count_seen, make_plan, pretraining_rows
+from tasks.benchmark_s2s import PREDICTED, TABLES, gather
 from tasks.benchmark_tables import METHODS_FILE, OUTPUT
 from tasks.crystal_files import build_structure, read_crystals
 from tasks.exceptions import InputError
 from tasks.s2s_files import dataset_from_s2s
 from tasks.schemas import BENCHMARK, PREDICTIONS
 from tasks.settings import BenchmarkSettings
+from tasks.train_bnas import part_seed
 from tasks.workspace import Workspace
 from tests.conftest import STARTER
 
@@ -33,7 +30,7 @@ EACH = 10  # crystals of each class
 SETTINGS = BenchmarkSettings(
     folds=2,
     splits=("random",),
-    methods=("cgcnn", "megnet", "s2snet", "paper"),
+    methods=("cgcnn", "megnet", "blend", "blend-pretrained", "paper"),
     config="tiny",
     width=8,
     layers=(1, 2),
@@ -89,8 +86,8 @@ def judged(tmp_path_factory, lines):
     workspace = Workspace(folder / "workspace")
     plan = make_plan(data, SETTINGS)
     for part in plan.parts:
-        run_part(workspace.url, SETTINGS, plan, part)
-    outcome = gather(workspace, SETTINGS, plan)
+        run_part(workspace.url, plan, part)
+    outcome = gather(workspace, plan)
     for name, table in outcome.tables.items():
         workspace.write_table(name, table)
     return workspace, plan, outcome
@@ -158,12 +155,55 @@ def test_a_run_goes_on_with_the_parts_that_are_missing(judged, tmp_path):
     fewer = make_plan(plan.data, SETTINGS.model_copy(update={"methods": ("s2snet",)}))
     assert {part.file for part in fewer.parts} < {part.file for part in plan.parts}
     part = next(part for part in plan.parts if part.method.name == "s2snet-pretrained")
-    run_part(tmp_path.as_posix(), SETTINGS, plan, part)
+    run_part(tmp_path.as_posix(), plan, part)
     assert Workspace(tmp_path).read_bytes(part.file) == workspace.read_bytes(part.file)
     assert not workspace.list(f"{FOLDER}/parts/*checkpoint*")
     other = make_plan(plan.data, SETTINGS.model_copy(update={"graph_epochs": 2}))
     changed = {part.method.family for part in other.parts if part.file not in {p.file for p in plan.parts}}
     assert changed == {"cgcnn", "megnet"}
+
+
+def test_a_blend_is_fitted_on_the_other_folds_as_in_a_training(judged):
+    workspace, plan, _ = judged
+    table = workspace.read_table(PREDICTED)
+    for name in ("blend", "blend-pretrained"):
+        of = next(method for method in plan.methods if method.name == name)
+        network, trees, both = (_ordered(table, plan, method) for method in (*of.of, name))
+        logits = [np.log(rows["probability"] / (1 - rows["probability"])) for rows in (network, trees)]
+        expected = held_out_blend(*logits, both["superconductor"].astype(int), both["fold"])[1]
+        np.testing.assert_allclose(both["probability"], expected, atol=1e-9)
+
+
+def test_the_trees_are_those_of_a_training(tmp_path):
+    data = write_lines(tmp_path / "s2s.jsonl", starter_lines(24))
+    plan = make_plan(data, SETTINGS.model_copy(update={"methods": ("trees",)}))
+    part = next(part for part in plan.parts if part.method.name == "trees")
+    run_part(tmp_path.as_posix(), plan, part)
+    found = Workspace(tmp_path).read_table(part.file)
+    dataset, fold = plan.read(), plan.fold(part)
+    features = np.array([crystal_features(crystal) for crystal in dataset.crystals])
+    unknown = np.full(len(fold.train), np.nan)
+    trees = fit_trees(features[fold.train], dataset.labels[fold.train], unknown, part_seed(0, "random-0"))
+    expected = expit(trees.logits(features[fold.test]))
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(found["probability"].to_numpy(), expected)
+    assert found["material_id"].to_pylist() == [dataset.names[row] for row in fold.test]
+
+
+def _ordered(table, plan, name):
+    title = next(method.title for method in plan.methods if method.name == name)
+    rows = [row for row in table.to_pylist() if row["model"] == title]
+    rows.sort(key=lambda row: (row["fold"], row["material_id"]))
+    return {key: np.array([row[key] for row in rows]) for key in ("fold", "superconductor", "probability")}
+
+
+def test_the_size_fills_in_what_is_not_named():
+    short = choose_size(BenchmarkSettings(device="cpu", graph_epochs=9))
+    assert (short.size, short.width, short.graph_epochs, short.epochs) == ("short", SHORT["width"], 9, None)
+    assert choose_size(short) == short
+    published = choose_size(BenchmarkSettings(device="cpu", size="published"))
+    assert (published.width, published.printed_epochs, published.graph_epochs) == (512, None, None)
+    assert choose_size(BenchmarkSettings(device="cpu", epochs=4)).printed_epochs is None
 
 
 @pytest.mark.parametrize("split", ["random", "chemical-system"])
@@ -179,9 +219,9 @@ def test_no_relative_of_a_held_out_crystal_is_learnt_from_without_labels(tmp_pat
         assert composition_key(dataset.formulas[row]) not in held_out
         if split == "chemical-system":
             assert dataset.chemical_systems[row] not in {dataset.chemical_systems[row] for row in test}
-    assert _count_seen(dataset, fold, own, others, dataset) == 0
+    assert count_seen(dataset, fold, own, others, dataset) == 0
     with pytest.raises(LeakageError, match="3 held-out crystals would be seen"):
-        _count_seen(dataset, fold, own, np.arange(len(lines)), dataset)
+        count_seen(dataset, fold, own, np.arange(len(lines)), dataset)
 
 
 def test_more_crystals_and_their_energies_are_for_pretraining(judged, tmp_path, lines):
@@ -190,7 +230,7 @@ def test_more_crystals_and_their_energies_are_for_pretraining(judged, tmp_path, 
     asked = SETTINGS.model_copy(update={"unlabelled": source, "methods": ("cgcnn-pretrained",)})
     plan = make_plan(judged[1].data, asked)
     part = next(part for part in plan.parts if part.method.pretrained)
-    run_part(tmp_path.as_posix(), asked, plan, part)
+    run_part(tmp_path.as_posix(), plan, part)
     table = Workspace(tmp_path).read_table(part.file)
     assert table["model"].unique().to_pylist() == ["CGCNN, pre-trained"]
     assert table.num_rows == EACH
@@ -235,3 +275,5 @@ def test_the_methods_are_those_of_the_papers_tables():
     assert "cgcnn-pretrained" not in names
     chosen = choose_methods(BenchmarkSettings(methods=("paper-10",)))
     assert [method.name for method in chosen] == ["baselines", "paper-10"]
+    blended = choose_methods(BenchmarkSettings(methods=("blend",)))
+    assert [method.name for method in blended] == ["baselines", "s2snet", "trees", "blend"]
