@@ -246,8 +246,9 @@ def test_a_command_killed_three_times_ends_with_the_same_bytes(home: Workspace, 
             time.sleep(0.02)
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-    there = {path.name: path.stat().st_mtime_ns for path in parts.glob("*[0-9a-f].parquet")}
-    assert 6 <= len(there) < 20
+    whole = [path for path in parts.glob("*.parquet") if not path.name.endswith("-rejected.parquet")]
+    there = {path.name: path.stat().st_mtime_ns for path in whole}
+    assert 3 <= len(there) < 20  # a kill may have come between a part's first file and its last
     for workspace in (home.url, tmp_path / "calm"):
         ended = subprocess.run(command(workspace), env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
