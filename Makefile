@@ -19,10 +19,10 @@ up: setup
 	@$(BIN)/meissner up --profile starter
 
 test: lint
-	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not recovery" $(ARGS)
 
 test-quick: lint
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not recovery" $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from tests.recovery.points import DEPLOYMENTS, make_bucket, prepare
 from tests.recovery.rig import ENDED, contents, open_rig, small_inputs, wait_for
 from tests.tasks.screening_workspace import make_workspace
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.recovery, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

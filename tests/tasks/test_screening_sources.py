@@ -224,6 +224,7 @@ def test_batches_give_what_single_materials_give(home, place, rows, tmp_path: Pa
 
 
 @pytest.mark.slow  # five commands, each with a Prefect server
+@pytest.mark.timeout(1500)
 def test_a_command_killed_three_times_ends_with_the_same_bytes(home: Workspace, rows, tmp_path: Path):
     table = str(tmp_path / "table")
     for start in range(0, 60, 20):
