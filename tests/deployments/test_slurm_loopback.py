@@ -136,7 +136,7 @@ def test_a_start_that_fails_quotes_the_log(monkeypatch, folder, slurm_on_loopbac
     good = SlurmOnLoopback._text_of_configuration
     monkeypatch.setattr(SlurmOnLoopback, "_text_of_configuration", lambda self: good(self) + "SelectType=select/none\n")
     slurm = SlurmOnLoopback(folder)
-    with pytest.raises(SlurmError, match=r"slurmctld ended with status 1; .*select/none"):
+    with pytest.raises(SlurmError, match=r"slurm(ctl)?d ended with status 1; .*select/none"):
         slurm.__enter__()
     assert loopback._processes(slurm.configuration) == []
 

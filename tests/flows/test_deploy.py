@@ -193,8 +193,9 @@ def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, setting
     quiet = everything(settings)
     assert quiet[f"{PREFIX}tell of failures"] == "removed"
     status = read_status(Workspace(settings.workspace), "http://server")
-    assert {(run.flow, run.state) for run in status.failed} == {("fails", "Failed")}
-    assert "mp-1 has no bands" in status.failed[0].reason
+    told = [run for run in status.failed if run.flow == "fails"]  # other tests fail runs on this server, too
+    assert told[0].state == "Failed"
+    assert "mp-1 has no bands" in told[0].reason
     shown = io.StringIO()
     print_status(Console(file=shown, width=200), status)
     assert "mp-1 has no bands" in shown.getvalue()
