@@ -1,9 +1,8 @@
 """What starts after what, and who is told when something goes wrong: Prefect's automations, kept as code.
 
 ``refresh`` tells ``meissner.dataset.refreshed``: both networks are trained. The training that ends last tells
-``meissner.networks.ready``: everything is screened. A run that gives no sign of life any more is marked as crashed, and
-a crashed run is started again, so many times: it goes on from what is in the workspace. Notifications go to blocks of
-the server, see ``notify`` in the settings; an address from the environment becomes a block of its own.
+``meissner.networks.ready``: everything is screened. Notifications go to blocks of the server, see ``notify`` in the
+settings; an address from the environment becomes a block of its own. Lost and crashed runs: ``flows/runs.py``.
 """
 
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from uuid import UUID
 from prefect.automations import Automation
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import AutomationSort
-from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.actions import CallWebhook, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
@@ -32,8 +30,6 @@ PREFIX = "meissner: "  # of the names of all automations that are kept here
 REFRESH, TRAINING, SCREENING = "refresh-weekly", ("train-bnas", "train-s2snet"), "screen-monthly"
 FAILED = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"}
 OWN = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.meissner"}
-SETTLING_SECONDS = 60  # between a crash and the next start
-RUN: dict[str, str | list[str]] = {"prefect.resource.id": "prefect.flow-run.*"}
 FAILURE = "{{ flow.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
 DROP = (
     "{{ event.payload.network }} {{ event.payload.latest }}: {{ event.payload.score }} on folds "
@@ -62,77 +58,8 @@ def wanted_automations(settings: Settings, deployments: Mapping[str, UUID]) -> l
             EventTrigger(expect={READY}, match=here),
             [RunDeployment(deployment_id=deployments[SCREENING])],
         ),
-        *_recovering(settings),
     ]
     return found + (_notifying(settings, deployments, here) if notified_blocks(settings) else [])
-
-
-def _recovering(settings: Settings) -> list[AutomationCore]:
-    chosen = settings.operations
-    found = [
-        _lost(
-            "find lost runs",
-            {"prefect.flow-run.heartbeat"},
-            chosen.lost_minutes,
-            f"No sign of life for {chosen.lost_minutes:g} minutes: its process, machine or network is gone.",
-        ),
-        _lost(
-            "find runs that never began",
-            {"prefect.flow-run.Pending", "prefect.flow-run.Submitting"},
-            chosen.start_minutes,
-            f"A worker took it and did not start it within {chosen.start_minutes:g} minutes.",
-        ),
-    ]
-    if chosen.restarts:
-        counted: dict[str, str | list[str]] = {"prefect.run-count": [str(n) for n in range(1, chosen.restarts + 1)]}
-        unstarted: dict[str, str | list[str]] = {"prefect.run-count": "0"}
-        again = "Its process is gone; it goes on from what it has finished."
-        # A worker tells of a crash twice, seconds apart; the second time would end the run that was started in between.
-        settled: dict[str, Any] = {
-            "after": {"prefect.flow-run.Crashed"},
-            "expect": {"prefect.flow-run.*"},
-            "for_each": {"prefect.resource.id"},
-            "posture": Posture.Proactive,
-            "threshold": 1,
-            "within": timedelta(seconds=SETTLING_SECONDS),
-        }
-        crashed: dict[str, Any] = {"expect": {"prefect.flow-run.Crashed"}, "match_related": OWN}
-        once = {"for_each": {"prefect.resource.id"}, "threshold": 1, "within": timedelta(hours=1)}
-        action = ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=again)
-        found += [
-            _automation(
-                "run again after a crash",
-                f"A run of a deployment has crashed, and was not started again more than {chosen.restarts} times",
-                EventTrigger(match=RUN | counted, match_related=OWN, **settled),
-                [action],
-            ),
-            _automation(
-                "begin again after a crash",
-                "A run of a deployment has crashed before it was running, for the first time within an hour",
-                EventTrigger(match=RUN | unstarted, **crashed, **once),
-                [action],
-            ),
-        ]
-    return found
-
-
-def _lost(name: str, after: set[str], minutes: float, message: str) -> AutomationCore:
-    """Mark a run as crashed when nothing is heard of it for some minutes after one of the events."""
-    return _automation(
-        name,
-        message,
-        EventTrigger(
-            after=after,
-            expect={"prefect.flow-run.*"},
-            match=RUN,
-            match_related=OWN,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(minutes=minutes),
-        ),
-        [ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
-    )
 
 
 def _notifying(

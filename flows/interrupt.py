@@ -10,7 +10,8 @@ from types import FrameType
 
 import psutil
 
-from flows.server import Server, mark_cancelled_runs
+from flows.runs import mark_cancelled_runs
+from flows.server import Server
 
 GO_ON = "meissner: stopped. What is finished is kept; run the same command again to go on.\n"
 

@@ -20,7 +20,6 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -117,7 +116,8 @@ def _reached_at(address: str) -> str:
     return address
 
 
-def _credentials() -> httpx.BasicAuth | None:
+def credentials() -> httpx.BasicAuth | None:
+    """What a server with a password is asked with; None where none is set."""
     user, _, password = (os.environ.get(CLIENT_AUTH) or prefect_setting(AUTH) or "").partition(":")
     return httpx.BasicAuth(user, password) if user else None
 
@@ -180,7 +180,7 @@ def _environment_kept(*names: str) -> Iterator[None]:
 def _running_server(home: Path) -> Server | None:
     try:
         address = json.loads((home / "server.json").read_text())["ui_url"]
-        answer = httpx.get(f"{address}/api/version", timeout=2, auth=_credentials())
+        answer = httpx.get(f"{address}/api/version", timeout=2, auth=credentials())
     except (OSError, ValueError, httpx.HTTPError):
         return None
     if answer.status_code == httpx.codes.UNAUTHORIZED:
@@ -316,47 +316,3 @@ def _is_free(address: str, port: int) -> bool:
 def die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def mark_crashed_runs(server: Server) -> int:
-    """Mark flow and task runs that a dead process left "Running" as crashed; returns how many.
-
-    Only where the server was just started by this process: then nothing else can be running on it. Processes of such
-    runs that have outlived their worker on this machine are ended first, so that no run works twice at once.
-    """
-    if not server.owned:
-        return 0
-    _end_orphans(server)
-    reason = "The process that ran it is gone; the next run goes on from what it finished."
-    state = {"type": "CRASHED", "name": "Crashed", "message": reason}
-    return sum(_set_running_states(server, kind, state, timeout=10) for kind in ("flow_runs", "task_runs"))
-
-
-def _end_orphans(server: Server) -> None:
-    known = {run["id"] for run in _under_way(server, "flow_runs", timeout=10)}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") in known:
-                process.kill()
-                process.wait(timeout=10)
-
-
-def mark_cancelled_runs(server: Server) -> int:
-    """Mark the running flow runs as cancelled, quickly, when a person stops the run."""
-    state = {"type": "CANCELLED", "name": "Cancelled", "message": "Ctrl-C"}
-    return _set_running_states(server, "flow_runs", state, timeout=1.5)
-
-
-def _set_running_states(server: Server, kind: str, state: dict[str, str], timeout: float) -> int:
-    """Give all runs of a kind (``flow_runs`` or ``task_runs``) that are under way a state; those of one answer."""
-    runs = _under_way(server, kind, timeout)
-    with httpx.Client(base_url=server.api_url, timeout=timeout, auth=_credentials()) as client:
-        for run in runs:
-            client.post(f"/{kind}/{run['id']}/set_state", json={"state": state, "force": True})
-    return len(runs)
-
-
-def _under_way(server: Server, kind: str, timeout: float) -> list[dict[str, Any]]:
-    running = {kind: {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
-    with httpx.Client(base_url=server.api_url, timeout=timeout, auth=_credentials()) as client:
-        return list(client.post(f"/{kind}/filter", json=running).json())

@@ -1,5 +1,6 @@
 """Server, deployments and worker on one machine, for as long as the process lives."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import httpx
 
-from flows.server import Server, die_with_parent, mark_crashed_runs, prefect_home, prefect_server
+from flows.runs import Keeper, mark_crashed_runs
+from flows.server import Server, die_with_parent, prefect_home, prefect_server
 from tasks.exceptions import WorkspaceError
 from tasks.settings import Settings
 from tasks.workspace import Workspace
 
 LOOK_SECONDS = 1.0
+KEEP_SECONDS = 15.0  # between two looks for lost and crashed runs
 RESTART_SECONDS = 5.0
 # Of a worker, as of the runs in deployments/prefect.yaml: requests made again until a server or its database is back.
 PATIENCE = {"PREFECT_CLIENT_MAX_RETRIES": "8", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504"}
@@ -44,28 +47,46 @@ def register_everything(settings: Settings, file: str | Path | None, told: Calla
 
 
 def watch(settings: Settings, server: Server, queues: Sequence[str], tell: Tell) -> None:
-    """Keep worker and server running until this process is stopped; WorkspaceError when the server stays silent.
+    """Keep worker, server and runs going until this process is stopped; WorkspaceError when the server stays silent.
 
     A worker that ends is started again: runs that were waiting are still waiting on the server, and runs that were
     under way go on without it. So is a server, where this process has started it.
     """
     home = prefect_home(Workspace(settings.workspace))
     home.mkdir(parents=True, exist_ok=True)
-    log, answered = home / "worker.log", time.monotonic()
-    with ExitStack() as stack, httpx.Client(base_url=server.api_url, timeout=5) as client:
+    log = home / "worker.log"
+    with ExitStack() as stack:
         process = _start_worker(stack, log, queues)
-        while True:
-            time.sleep(LOOK_SECONDS)
+        for _ in _looks(settings, server, tell):
             if process.poll() is not None:
                 tell(f"The worker ended with code {process.returncode} and is started again; its log: {log}")
                 time.sleep(RESTART_SECONDS)
                 process = _start_worker(stack, log, queues)
             if server.revive():
                 tell("The Prefect server ended and is started again; its log: server.log beside the worker's")
+
+
+def watch_runs(settings: Settings, server: Server, tell: Tell) -> None:
+    """The same for the runs alone: for a group, whose workers and servers have supervisors of their own."""
+    for _ in _looks(settings, server, tell):
+        pass
+
+
+def _looks(settings: Settings, server: Server, tell: Tell) -> Iterator[None]:
+    """Once a second while the server answers; lost and crashed runs are looked after on the way."""
+    keeper, answered, kept = Keeper(server, settings.operations), time.monotonic(), -math.inf
+    with httpx.Client(base_url=server.api_url, timeout=5) as client:
+        while True:
+            time.sleep(LOOK_SECONDS)
             if _answers(client):
                 answered = time.monotonic()
             elif time.monotonic() - answered > SILENT_SECONDS:
                 raise WorkspaceError(f"The Prefect server {server.ui_url} has not answered for {SILENT_SECONDS:.0f} s")
+            if time.monotonic() - kept > KEEP_SECONDS:
+                kept = time.monotonic()
+                for done in keeper.look():
+                    tell(done)
+            yield
 
 
 def _start_worker(stack: ExitStack, log: Path, queues: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -70,7 +70,8 @@ def opened(settings: "Settings", stages: tuple[str, ...]) -> Iterator[tuple["Wor
 
     from flows.display import live_stages
     from flows.interrupt import stop_on_interrupt
-    from flows.server import mark_crashed_runs, prefect_server
+    from flows.runs import mark_crashed_runs
+    from flows.server import prefect_server
     from tasks.workspace import Workspace
 
     place = Workspace(settings.workspace)

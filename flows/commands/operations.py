@@ -86,6 +86,27 @@ def up(
 
 
 @app.command()
+def keep(profile: Profile = None, workspace: Place = None) -> None:
+    """Start crashed runs of a group's server again until Ctrl-C. Example: meissner keep --profile group.toml"""
+    from rich.console import Console
+
+    from flows.interrupt import stop_on_interrupt
+    from flows.server import configured_api_url
+    from flows.up import opened_server, watch_runs
+    from tasks.exceptions import InputError
+
+    if configured_api_url() is None:
+        raise InputError(
+            "PREFECT_API_URL names no Prefect server to keep going; a server of your own has `meissner up`"
+        )
+    settings = load_settings(profile, workspace=workspace)
+    console = Console()
+    with stop_on_interrupt(), opened_server(settings) as server:
+        console.print(f"Crashed runs of {server.ui_url} are started again. Ctrl-C ends this.")
+        watch_runs(settings, server, console.print)
+
+
+@app.command()
 def status(
     profile: Profile = None,
     workspace: Place = None,

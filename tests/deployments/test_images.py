@@ -59,7 +59,7 @@ def test_a_service_is_pinned_checked_and_without_rights(name):
         assert set(service[reference]) <= set(services())
     if name in ONCE:
         assert service["restart"] == "on-failure"
-    else:
+    elif name != "keeper":  # which ends by itself when its server stays silent
         assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
     if name != "postgres":
         assert service["cap_drop"] == ["ALL"]

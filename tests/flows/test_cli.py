@@ -18,6 +18,7 @@ COMMANDS = (
     "benchmark",
     "grid",
     "jobflow-remote",
+    "keep",
     "screen",
     "predict",
     "explain",

@@ -21,7 +21,7 @@ from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow
 from flows.status import age, print_status, read_status
 from flows.up import PATIENCE
 from tasks.exceptions import InputError
-from tasks.settings import OperationsSettings, Settings
+from tasks.settings import Settings
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
@@ -118,7 +118,7 @@ def test_a_file_that_is_none_is_told(tmp_path, text):
 
 def test_twice_is_once(registered, settings):
     assert set(registered.values()) == {"created"}
-    assert set(registered) == {POOL, *QUEUES, *NAMES, *(f"{PREFIX}{name}" for name in (*CHAIN, *RECOVERY))}
+    assert set(registered) == {POOL, *QUEUES, *NAMES, *(f"{PREFIX}{name}" for name in CHAIN)}
     assert set(everything(settings).values()) == {"unchanged"}
     with get_client(sync_client=True) as client:
         assert len(
@@ -127,22 +127,12 @@ def test_twice_is_once(registered, settings):
 
 
 CHAIN = ("train after new data", "screen after training")
-RECOVERY = (
-    "find lost runs",
-    "find runs that never began",
-    "run again after a crash",
-    "begin again after a crash",
-)
 
 
-@pytest.mark.parametrize(("restarts", "counts"), [(0, None), (1, ["1"]), (3, ["1", "2", "3"])])
-def test_a_crashed_run_is_started_again_so_many_times(settings, restarts, counts):
-    chosen = settings.model_copy(update={"operations": OperationsSettings(restarts=restarts)})
+def test_all_automations_are_kept_as_code(settings):
     nowhere = dict.fromkeys(NAMES, "00000000-0000-0000-0000-000000000001")
-    found = {one.name.removeprefix(PREFIX): one for one in wanted_automations(chosen, nowhere)}
-    assert set(found) == {*CHAIN, *(RECOVERY if counts else RECOVERY[:2])}
-    if counts:
-        assert found["run again after a crash"].trigger.match["prefect.run-count"] == counts
+    found = [one.name.removeprefix(PREFIX) for one in wanted_automations(settings, nowhere)]
+    assert found == list(CHAIN)
 
 
 def test_every_deployment_gives_signs_of_life():

@@ -11,13 +11,13 @@ import httpx
 import psutil
 import pytest
 
+from flows.runs import mark_crashed_runs
 from flows.server import (
     LOOPBACK,
     Server,
     claimed_port,
     configured_api_url,
     is_loopback,
-    mark_crashed_runs,
     prefect_server,
     served_address,
 )

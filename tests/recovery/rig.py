@@ -273,7 +273,7 @@ def contents(url):
             continue
         if "/tensorboard/" in name or "/memo/" in name:  # a log with times, and a cache
             continue
-        if name.endswith("data-seen.json"):  # only a run on a server notes which data it saw
+        if name.endswith(("data-seen.json", "announced.json")):  # only a run on a server notes what it saw and told
             continue
         data = place.read_bytes(name)
         if name.endswith(".json"):

@@ -9,7 +9,8 @@ import httpx
 import psutil
 import pytest
 
-from flows.server import CONSOLE, QUIET, mark_crashed_runs, prefect_server
+from flows.runs import mark_crashed_runs
+from flows.server import CONSOLE, QUIET, prefect_server
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.slow

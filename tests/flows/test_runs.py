@@ -1,0 +1,160 @@
+"""Lost runs are marked, crashed ones are started again, on a real server."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.deployments.runner import RunnerDeployment
+from prefect.states import Crashed, Pending, Running
+
+from flows import runs
+from flows.runs import AGAIN, HEARTBEAT, Keeper
+from flows.server import Server
+from tasks.settings import OperationsSettings
+
+pytestmark = pytest.mark.usefixtures("prefect_harness")
+
+SECOND = 1 / 60  # in minutes
+
+
+@flow(name="kept")
+def kept():
+    pass
+
+
+@pytest.fixture(scope="module")
+def client(prefect_harness):
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def server(client):
+    return Server(str(client.api_url).rstrip("/").removesuffix("/api"), owned=False)
+
+
+@pytest.fixture(scope="module")
+def deployment(client):
+    """A deployment whose runs give signs of life."""
+    deployment = RunnerDeployment.from_flow(kept, name="kept", tags=["meissner"]).apply()
+    # as those of prefect.yaml, without a pool
+    variables = DeploymentUpdate(job_variables={"env": {runs.FREQUENCY: "30"}})
+    client.update_deployment(deployment, variables)
+    return deployment
+
+
+@pytest.fixture
+def asked(client):
+    """Function that asks for a run of a deployment, or of none, and gives it states; the runs go at the end."""
+    made = []
+
+    def ask(deployment, *states):
+        if deployment:
+            run = client.create_flow_run_from_deployment(deployment)
+        else:
+            run = client.create_flow_run(kept, tags=["meissner"])
+        made.append(run)
+        for state in states:
+            client.set_flow_run_state(run.id, state(), force=True)
+        return run
+
+    yield ask
+    for run in made:
+        client.delete_flow_run(run.id)
+
+
+def quick(**settings):
+    """Settings of operations; minutes may be shorter than a person may set them."""
+    return OperationsSettings().model_copy(update=settings)
+
+
+def test_a_crashed_run_is_started_again_so_many_times(client, server, deployment, asked, monkeypatch):
+    made = {crashes: asked(deployment, *[Running, Crashed] * crashes) for crashes in range(4)}
+    without = asked(None, Running, Crashed)
+    keeper = Keeper(server, quick(restarts=2))
+    assert keeper.look() == [], "a crash settles for a minute"
+    monkeypatch.setattr(runs, "SETTLING", timedelta(0))
+    assert Keeper(server, quick(restarts=0)).look() == []
+    wanted = [f"The run {made[crashes].name} had crashed and is started again" for crashes in (1, 2)]
+    assert sorted(keeper.look()) == sorted(wanted)
+    assert keeper.look() == [], "they wait for a worker"
+    states = [client.read_flow_run(run.id).state for run in made.values()]
+    assert [each.name for each in states] == ["Scheduled", "AwaitingRetry", "AwaitingRetry", "Crashed"]
+    assert states[1].message == AGAIN
+    assert client.read_flow_run(without.id).state.name == "Crashed"
+
+
+def test_an_old_crash_is_left_to_a_person(server, deployment, asked, monkeypatch):
+    asked(deployment, Running, Crashed)
+    monkeypatch.setattr(runs, "SETTLING", timedelta(0))
+    monkeypatch.setattr(runs, "STALE", timedelta(0))
+    assert Keeper(server, quick()).look() == []
+
+
+def beat(server, run):
+    """A sign of life; waits until the server knows it."""
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    with httpx.Client(base_url=server.api_url) as client:
+        known = runs._newest_heartbeat(client, {"id": run.id})
+        event = {"event": HEARTBEAT, "resource": resource, "occurred": datetime.now(UTC).isoformat()}
+        client.post("/events", json=[event | {"id": str(uuid4())}]).raise_for_status()
+        deadline = time.monotonic() + 60
+        while runs._newest_heartbeat(client, {"id": run.id}) == known:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_silent_run_is_lost_and_one_that_beats_is_not(client, server, deployment, asked):
+    silent, alive, other = asked(deployment, Running), asked(deployment, Running), asked(None, Running)
+    waiting = asked(deployment, Pending)
+    keeper = Keeper(server, quick(lost_minutes=0.5 * SECOND, start_minutes=60))
+    beat(server, alive)
+    assert keeper.look() == [], "silence begins with the first look"
+    time.sleep(0.6)
+    beat(server, alive)
+    (told,) = keeper.look()
+    assert silent.name in told
+    assert "No sign of life" in told
+    time.sleep(0.6)
+    names = [client.read_flow_run(run.id).state.name for run in (silent, other, waiting)]
+    assert names == ["Crashed", "Running", "Pending"]
+    (told,) = keeper.look()
+    assert alive.name in told
+
+
+def test_a_run_that_a_worker_took_and_did_not_start_is_found(client, server, deployment, asked):
+    taken, due = asked(deployment, Pending), asked(deployment)
+    keeper = Keeper(server, quick(start_minutes=0.5 * SECOND))
+    assert keeper.look() == []
+    time.sleep(0.6)
+    (told,) = keeper.look()
+    assert taken.name in told
+    assert client.read_flow_run(taken.id).state.name == "Crashed"
+    assert client.read_flow_run(due.id).state.name == "Scheduled"
+
+
+def test_while_the_server_is_away_nobody_counts_as_silent(client, server, deployment, asked):
+    run = asked(deployment, Running)
+    keeper = Keeper(server, quick(lost_minutes=0.5 * SECOND))
+    keeper.look()
+    time.sleep(0.6)
+    keeper._server = Server("http://127.0.0.1:9", owned=False)
+    assert keeper.look() == []
+    keeper._server = server
+    assert keeper.look() == [], "the clock begins anew"
+    assert client.read_flow_run(run.id).state.name == "Running"
+
+
+def test_a_run_whose_deployment_gives_no_signs_is_left_alone(client, server, asked):
+    quiet = RunnerDeployment.from_flow(kept, name="quiet", tags=["meissner"]).apply()
+    run = asked(quiet, Running)
+    keeper = Keeper(server, quick(lost_minutes=0.1 * SECOND))
+    keeper.look()
+    time.sleep(0.2)
+    assert keeper.look() == []
+    assert client.read_flow_run(run.id).state.name == "Running"
