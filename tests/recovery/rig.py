@@ -29,7 +29,8 @@ from tests.recovery import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 MEISSNER = str(Path(sys.executable).with_name("meissner"))
-PARTS = ("flow", "worker", "machine", "server", "postgres", "store")
+PARTS = ("flow", "worker", "machine", "server", "postgres", "store", "clock")
+JUMP_SECONDS = 120  # longer than what makes a run count as lost
 DOWN_SECONDS = 3.0  # between a kill and the start by whatever supervises the part
 ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
 TIMES = {"finished", "trained", "created", "started", "versions"}  # of documents: when, not what
@@ -79,6 +80,9 @@ class Rig:
         self.environment = kept | self.keys | {"PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1"}
         self.environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         self.environment |= {"HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.clock = folder / "clock"
+        self.environment |= {"LD_PRELOAD": wrong_clock(folder), "CLOCK_FILE": str(self.clock)}
+        self.set_clock(0)
         self.profile = folder / "profile.toml"
         chosen = {"mesh": plain.GRIDS.mesh, "training": plain.TRAINING, "chunk": plain.SCREENING.chunk}
         self.profile.write_text(PROFILE.format(inputs=folder, lost=LOST_MINUTES, start=START_MINUTES, **chosen))
@@ -118,8 +122,17 @@ class Rig:
     def _doors(self):
         return self.ports["store"], self.ports["behind"]
 
+    def set_clock(self, seconds):
+        """Make the wall clock of all parts but PostgreSQL wrong by so much."""
+        with self.clock.open("r+b" if self.clock.exists() else "wb") as file:
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+        self.wrong = seconds
+
     def kill(self, part, run):
-        """SIGKILL; gives how many processes died."""
+        """SIGKILL; gives how many processes died. A clock is not killed: it jumps ahead, and the next time back."""
+        if part == "clock":
+            self.set_clock(0 if self.wrong else JUMP_SECONDS)
+            return 1
         if part == "postgres":
             self.cluster.stop(kill=True)
             return 1
@@ -191,6 +204,14 @@ class Rig:
         home = str(self.folder)
         mine = [one for one in psutil.process_iter() if variables(one).get("PREFECT_HOME", "").startswith(home)]
         end_all([*found, *mine], children=True)
+
+
+def wrong_clock(folder):
+    """The compiled library that makes a wall clock wrong."""
+    library = folder / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return str(library)
 
 
 def end_all(processes, children=False):

@@ -69,3 +69,18 @@ def test_every_part_is_killed_and_all_three_stages_end_as_if_nothing_had_been(gr
         assert ("Crashed" in group.states(run)) == (stage != "refresh")
     wait_for(lambda: group.events(workspaces["refresh"], EVENT), 30)
     assert group.events(workspaces["refresh"], EVENT) == 1
+
+
+def test_a_clock_that_jumps_ends_no_run(group, refreshed, ends):
+    wanted, screening = ends
+    begins = {"train": refreshed, "screen": screening}
+    for stage in begins:
+        workspace = prepare(group, stage, "disk", f"clock-{stage}", begins)
+        run = group.begin(DEPLOYMENTS[stage], workspace)
+        group.await_state(run, {"RUNNING"})
+        for _ in ("ahead", "back"):
+            assert group.kill("clock", run)
+            time.sleep(3)
+        assert group.await_state(run, ENDED)["state_name"] == "Completed"
+        assert contents(workspace) == wanted[stage], stage
+        assert "Crashed" not in group.states(run)
