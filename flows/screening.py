@@ -1,11 +1,14 @@
 """Screening: both networks on every material with bands, ranked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import TaskRunner
 
 from flows.grids import WORTH_A_PROCESS, grid_source
 from tasks.progress import counted_progress
@@ -52,29 +55,32 @@ def screen(
         sources, settings = (), settings.model_copy(update={"since": None})
     plan = plan_chunks(workspace, place.url, sources, settings)
     work = {"workspace": workspace, "place": place.url, "settings": settings, "grid": grid}
-    lost = _map(place, plan.chunks, work, cluster, processes)
-    best = plan_best_chunks(place.url, plan, settings)
-    lost += _map(place, best, work, cluster, processes)
+    workers = max(min(processes, len(plan.chunks), _materials(plan.chunks) // WORTH_A_PROCESS), 1)
+    with ExitStack() as stack:
+        # processes take seconds to start: only where something is left to do, and once
+        runner = cache(lambda: stack.enter_context(open_task_runner(cluster, workers, processes=workers > 1)))
+        lost = _map(place, plan.chunks, work, runner)
+        best = plan_best_chunks(place.url, plan, settings)
+        lost += _map(place, best, work, runner)
     return finish_screening(workspace, place.url, plan, settings, best, lost, grid, started)
 
 
+def _materials(chunks: Iterable[Chunk]) -> int:
+    return sum(len(chunk.items) for chunk in chunks)
+
+
 def _map(
-    place: Workspace, chunks: Sequence[Chunk], work: dict[str, object], cluster: ClusterSettings, processes: int
+    place: Workspace, chunks: Sequence[Chunk], work: dict[str, object], opened: Callable[[], TaskRunner[Any]]
 ) -> list[Rejection]:
     """Screen the chunks that have no part, over processes or a cluster; gives why there is still none, by the part."""
     left = {chunk.part: chunk for chunk in missing_chunks(place, chunks)}
     lost: list[Rejection] = []
     if not left:
         return lost
-    materials = sum(len(chunk.items) for chunk in chunks)
-    worth = sum(len(chunk.items) for chunk in left.values()) // WORTH_A_PROCESS
-    workers = max(min(processes, len(left), worth), 1)
     done = [chunk for chunk in chunks if chunk.part not in left]
-    with (
-        counted_progress("screen", materials) as progress,
-        open_task_runner(cluster, workers, processes=workers > 1) as runner,
-    ):
-        progress.start(sum(len(chunk.items) for chunk in done), count_refused(place, done))
+    with counted_progress("screen", _materials(chunks)) as progress:
+        runner = opened()
+        progress.start(_materials(done), count_refused(place, done))
         shared = {name: unmapped(value) for name, value in work.items()}
         one: Any = screen_chunk  # Prefect types tasks that take keywords only too narrowly
         futures = runner.map(one, {**shared, "chunk": list(left.values())})
