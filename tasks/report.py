@@ -57,7 +57,8 @@ PAGE = f"{FOLDER}/index.html"
 DENSITIES = f"{FOLDER}/figures/dos_by_tc"  # .svg and .parquet
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
-MAX_ROWS = 3000  # rows of the page's table; a browser sorts so many at once without a pause
+MAX_ROWS = 3000  # rows of the page's table, some kilobytes each; all are in the files beside it
+PAGE_ROWS = 200  # of them shown at once: a browser lays out thousands only with a pause
 BAND_COLUMNS = (
     "material_id",
     "sites",
@@ -208,6 +209,7 @@ def _table(candidates: pa.Table, top: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "columns": COLUMNS,
         "rows": [candidate_row(row, row["material_id"] in shown) for row in rows],
+        "page_rows": PAGE_ROWS,
         "omitted": max(0, len(candidates) - MAX_ROWS),
     }
 

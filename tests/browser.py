@@ -16,9 +16,9 @@ from pathlib import Path
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-SHOWN = "return Array.from(document.querySelectorAll('#table tbody tr')).filter((row) => !row.hidden)"
-COLUMN = f"{SHOWN}.map((row) => row.cells[arguments[0]].dataset.v)"
-FORMULA, TC = 1, 2  # columns of the table
+COLUMN = """return Array.from(document.querySelectorAll('#table tbody tr'))
+    .map((row) => row.cells[arguments[0]].dataset.v)"""
+RANK, FORMULA, TC = 0, 1, 2  # columns of the table
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
 
@@ -57,29 +57,45 @@ def use_page(driver) -> dict[str, int]:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
+    def click(element) -> None:
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def column(number: int) -> list[str]:
+        return driver.execute_script(COLUMN, number)
+
+    def fitting() -> int:
+        """How many rows fit the filters, as the page says; it shows a part of them, and more when asked to."""
+        text = driver.find_element(By.ID, "shown").text
+        count = int(re.search(r"(\d+) (?:of \d+ shown|that fit shown)$", text).group(1))
+        assert len(column(RANK)) == min(count, page)
+        return count
+
+    page = int(driver.find_element(By.ID, "table").get_attribute("data-page"))
     form = driver.find_element(By.ID, "filters")
     Select(form.find_element(By.NAME, "status")).select_by_value("")
-    rows = len(driver.execute_script(SHOWN))
-    assert driver.find_element(By.ID, "shown").text.endswith(f"of {rows} shown")
-
-    head = driver.find_elements(By.CSS_SELECTOR, "#table th button")[TC]
+    rows = fitting()
+    heads = driver.find_elements(By.CSS_SELECTOR, "#table th button")
     for descending in (True, False):
-        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", head)
-        head.click()
-        column = [float(value) for value in driver.execute_script(COLUMN, TC)]
-        assert len(column) == rows
-        assert column == sorted(column, reverse=descending)
+        click(heads[TC])
+        values = [float(value) for value in column(TC)]
+        assert values == sorted(values, reverse=descending)
+    if rows > page:
+        click(driver.find_element(By.ID, "further"))
+        assert len(column(TC)) == min(rows, 2 * page)
 
-    formulas = [set(re.findall("[A-Z][a-z]?", formula)) for formula in driver.execute_script(COLUMN, FORMULA)]
-    element = min(formulas[0])
+    element = min(re.findall("[A-Z][a-z]?", column(FORMULA)[0]))
     form.find_element(By.NAME, "holds").send_keys(element)
-    holding = len(driver.execute_script(SHOWN))
-    assert holding == sum(element in one for one in formulas) > 0
+    holding = fitting()
+    assert holding > 0
+    assert all(element in re.findall("[A-Z][a-z]?", formula) for formula in column(FORMULA))
     form.find_element(By.NAME, "holds").clear()
+    assert fitting() == rows
 
-    driver.find_element(By.CSS_SELECTOR, "a[data-panel='1']").click()
+    click(heads[RANK])
+    click(driver.find_element(By.CSS_SELECTOR, "a[data-panel='1']"))
     panel = driver.find_element(By.ID, "panel-1")
-    assert panel.get_attribute("open")
+    WebDriverWait(driver, 30).until(lambda _: panel.get_attribute("open"))
     WebDriverWait(driver, 120).until(lambda _: len(panel.find_elements(By.CSS_SELECTOR, ".plot .main-svg")) >= 3)
     plots = driver.execute_script("return arguments[0].querySelectorAll('.plot').length", panel)
     assert plots == 3

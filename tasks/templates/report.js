@@ -1,11 +1,16 @@
 "use strict";
-// The candidate table: sort by a column's head, filter by the form. The panels: drawn when opened, one at a time,
+// The candidate table: sort by a column's head, filter by the form; a page of rows is shown at a time, since browsers lay
+// out thousands slowly. The panels: drawn when opened, one at a time,
 // because browsers keep few WebGL contexts.
 (() => {
   const table = document.getElementById("table");
   const form = document.getElementById("filters");
   const body = table.tBodies[0];
-  const rows = Array.from(body.rows);
+  const further = document.getElementById("further");
+  const page = Number(table.dataset.page);
+  let rows = [...body.rows, ...(document.getElementById("rows")?.content.querySelectorAll("tr") ?? [])];
+  let fitting = rows;
+  let limit = page;
   const heads = Array.from(table.tHead.rows[0].cells);
 
   const value = (row, column, kind) => {
@@ -24,7 +29,8 @@
       if (b === null || b === "") return -1;
       return sign * (a < b ? -1 : 1);
     });
-    body.append(...keyed.map(([, , row]) => row));
+    rows = keyed.map(([, , row]) => row);
+    filter();
     heads.forEach((head) => head.removeAttribute("aria-sort"));
     heads[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
   };
@@ -42,22 +48,33 @@
     const text = fields.text.value.trim().toLowerCase();
     const elements = fields.holds.value.split(/[^A-Za-z]+/).filter(Boolean);
     const tc = Number(fields.tc.value) || 0;
-    let shown = 0;
-    for (const row of rows) {
+    fitting = rows.filter((row) => {
       const data = row.dataset;
       const present = new Set(data.elements.split(" "));
-      const keep =
+      return (
         (!fields.status.value || data.status === fields.status.value) &&
         Number(data.tc) >= tc &&
         (!fields.agree.checked || data.agree === "1") &&
         (!fields.safe.checked || data.safe === "1") &&
         elements.every((element) => present.has(element)) &&
-        (!text || [1, 9, 11].some((cell) => row.cells[cell].dataset.v.toLowerCase().includes(text)));
-      row.hidden = !keep;
-      shown += keep;
-    }
-    document.getElementById("shown").textContent = `${shown} of ${rows.length} shown`;
+        (!text || [1, 9, 11].some((cell) => row.cells[cell].dataset.v.toLowerCase().includes(text)))
+      );
+    });
+    limit = page;
+    show();
   };
+  const show = () => {
+    body.replaceChildren(...fitting.slice(0, limit));
+    const left = fitting.length - limit;
+    further.hidden = left <= 0;
+    further.textContent = `Show ${Math.min(page, left)} more`;
+    const what = left > 0 ? `the first ${limit} of ${fitting.length} that fit shown` : `${fitting.length} of ${rows.length} shown`;
+    document.getElementById("shown").textContent = what;
+  };
+  further.addEventListener("click", () => {
+    limit += page;
+    show();
+  });
   form.addEventListener("input", filter);
   form.addEventListener("change", filter);
   filter();
