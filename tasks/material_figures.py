@@ -82,9 +82,10 @@ def band_figure(structure: Structure, grid: NDArray, densities: dict[str, NDArra
     grid
         (n_bands, k, k, k) eV relative to E_F at fractional k points i/k.
     densities
-        ``energies`` (eV relative to E_F), ``s``, ``p``, ``d`` (states per eV and cell); None where unknown.
+        ``energies`` (eV relative to E_F), ``s``, ``p``, ``d`` (states per eV and cell); None leaves them out.
     """
-    figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.7, 0.3], horizontal_spacing=0.03)
+    widths = [1.0] if densities is None else [0.7, 0.3]
+    figure = make_subplots(1, len(widths), shared_yaxes=True, column_widths=widths, horizontal_spacing=0.03)
     points, positions, ticks = _sample_path(structure, band_path(structure))
     energies = interpolate_periodic(grid, points)
     energies[:, np.isnan(positions)] = np.nan
@@ -103,8 +104,8 @@ def band_figure(structure: Structure, grid: NDArray, densities: dict[str, NDArra
             y = np.round(densities["energies"][shown], 3).astype(np.float32)
             line = {"color": ORBITAL_COLOURS[orbital], "width": 1.6}
             figure.add_scatter(x=x, y=y, mode="lines", line=line, name=orbital, row=1, col=2)
+        figure.update_xaxes(title_text="states / eV / cell", rangemode="tozero", row=1, col=2)
     figure.update_xaxes(tickvals=list(ticks.values()), ticktext=list(ticks), tickangle=0, row=1, col=1)
-    figure.update_xaxes(title_text="states / eV / cell", rangemode="tozero", row=1, col=2)
     figure.update_yaxes(range=[-WINDOW_EV, WINDOW_EV])
     figure.update_yaxes(title_text="E − E<sub>F</sub> (eV)", row=1, col=1)
     figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dot"})

@@ -27,10 +27,8 @@ NO_BANDS = "No bands of this material are kept in the workspace."
 SMALLEST_KELVIN = 0.01  # shown as a number
 NEAREST = 6  # measured superconductors shown beside a candidate
 CAPTIONS = {
-    "bands": (
-        "Left: bands along a path through the Brillouin zone (cubic interpolation of the grid). Right: densities "
-        "of states inside the atomic spheres."
-    ),
+    "bands": "Bands along a path through the Brillouin zone (cubic interpolation of the grid).",
+    "densities": "On the right: densities of states inside the atomic spheres.",
     "crystal": (
         "Unit cell. Colour: how much each atom raises (red) or lowers (blue) the probability that S2SNet gives, from "
         "-1 to 1. Lines join atoms within bonding range. `meissner explain s2snet ID` says what the picture is worth."
@@ -68,14 +66,12 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
     checks = inputs.attention.get(row["material_id"])
     weights = np.asarray(inputs.s2snet.atom_weights(structure), dtype=float)
     trace = inputs.provenance.trace(row, inputs.versions)
-    name = file_name(row)
+    name, densities = file_name(row), None if bands is None else _densities(bands)
+    title, captions = "Bands", dict(CAPTIONS)
+    if densities is not None:
+        title, captions["bands"] = "Bands and densities of states", f"{CAPTIONS['bands']} {CAPTIONS['densities']}"
     draw: list[tuple[str, str, str, Callable[[], go.Figure | Figure]]] = [
-        (
-            "bands",
-            "Bands and densities of states",
-            "wide",
-            lambda: band_figure(structure, _present(grid), None if bands is None else _densities(bands)),
-        ),
+        ("bands", title, "wide", lambda: band_figure(structure, _present(grid), densities)),
         ("crystal", "Crystal", "narrow", lambda: crystal_figure(structure, weights)),
         (
             "planes",
@@ -86,7 +82,7 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
         ("fermi", "Fermi surface", "narrow", lambda: fermi_figure(structure, _present(grid))),
     ]
     return {
-        "figures": [_figure(f"{name}-{kind}", title, size, CAPTIONS[kind], make) for kind, title, size, make in draw],
+        "figures": [_figure(f"{name}-{kind}", title, size, captions[kind], make) for kind, title, size, make in draw],
         "attention": attention_rows(checks) if checks else [],
         "attention_words": describe_checks(checks) if checks else [NO_BANDS],
         "sites": _sites(structure, weights),
