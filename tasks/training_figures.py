@@ -99,22 +99,30 @@ def embedding_figures(s2snet: S2SEnsemble) -> dict[str, tuple[Figure, str]]:
 
 
 def write_training_figures(workspace: Workspace, name: str) -> list[str]:
-    """Draw the latest version of a network into its folder, and leave the figures as artifacts of the run."""
+    """Figures of the latest version of a network: drawn once, into its folder, and left as artifacts of each run."""
     network = read_scores(workspace, name, latest_version(workspace, name))
     if network is None:
         return []
-    folder = model_folder(name, network.version)
-    curves = f"{folder}/curves.parquet"
-    table = workspace.read_table(curves) if workspace.exists(curves) else None
-    figures = training_figures(network, table)
-    if name == "s2snet":
+    folder = f"{model_folder(name, network.version)}/figures"
+    captions = f"{folder}/captions.json"  # written last
+    if not workspace.exists(captions):
+        workspace.write_json(captions, _draw(workspace, network, folder))
+    told = workspace.read_json(captions)
+    for title, caption in told.items():
+        leave_figure(f"{name}-{title}", workspace.read_bytes(f"{folder}/{title}.png"), f"{network.title}: {caption}")
+    return [f"{folder}/{title}.svg" for title in told]
+
+
+def _draw(workspace: Workspace, network: NetworkScores, folder: str) -> dict[str, str]:
+    """Write each figure as SVG and PNG; gives the captions by title."""
+    curves = f"{model_folder(network.network, network.version)}/curves.parquet"
+    figures = training_figures(network, workspace.read_table(curves) if workspace.exists(curves) else None)
+    if network.network == "s2snet":
         figures |= embedding_figures(load_s2snet(workspace, network.version))
-    files = []
-    for title, (figure, caption) in figures.items():
-        files.append(f"{folder}/figures/{title}.svg")
-        workspace.write_bytes(files[-1], figure_bytes(figure))
-        leave_figure(f"{name}-{title}", figure_bytes(figure, "png"), f"{network.title}: {caption}")
-    return files
+    for title, (figure, _) in figures.items():
+        for kind in ("svg", "png"):
+            workspace.write_bytes(f"{folder}/{title}.{kind}", figure_bytes(figure, kind))
+    return {title: caption for title, (_, caption) in figures.items()}
 
 
 def _points(calibration: Mapping[str, Any], name: str, expected: str) -> list[tuple[float, float]]:
