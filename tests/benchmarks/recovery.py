@@ -24,7 +24,7 @@ from tests.recovery.rig import contents, open_rig, small_inputs
 from tests.tasks.screening_workspace import make_workspace
 
 REVIVED = {
-    "flow": "automation runs it again",
+    "flow": "`meissner up` runs it again",
     "worker": "`meissner up` starts it again",
     "machine": "`meissner up` is started again",
     "server": "started again",

@@ -24,6 +24,7 @@ from tasks.schemas import FOLDS, PREDICTIONS
 from tasks.settings import GridSettings, TrainingSettings
 from tasks.shards import read_grids
 from tasks.train_bnas import BAND_FOREST, load_bnas, train_part
+from tasks.training_figures import write_training_figures
 from tasks.workspace import Workspace
 from tests.tasks.grid_workspace import make_grid_workspace
 from tests.tasks.grid_workspaces import bands_row
@@ -144,6 +145,14 @@ def test_curves_and_figures_stand_beside_the_model(trained: tuple) -> None:
         assert list(workspace.local(f"{folder}/tensorboard/{part}").glob("events.out.tfevents.*"))
     for name in ("scores", "predictions", "calibration", "curves"):
         assert workspace.read_bytes(f"{folder}/figures/{name}.svg").startswith(b"<?xml")
+
+
+def test_figures_are_drawn_once(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = trained
+    monkeypatch.setattr("tasks.training_figures.training_figures", None)
+    files = write_training_figures(workspace, "bnas")
+    assert {"scores", "predictions", "calibration", "curves"} <= {Path(file).stem for file in files}
+    assert all(workspace.exists(file) for file in files)
 
 
 def test_rollout_stands_on_the_grid_with_mean_one(trained: tuple) -> None:
