@@ -71,13 +71,13 @@ class Keeper:
         self._signs = signs
 
     def _start_crashed(self, client: httpx.Client) -> Iterable[str]:
-        now = datetime.now(UTC)
-        due = {"after_": (now - STALE).isoformat(), "before_": (now - SETTLING).isoformat()}
+        clock = datetime.now(UTC)
+        due = {"after_": (clock - STALE).isoformat(), "before_": (clock - SETTLING).isoformat()}
         for run in _ask_runs(client, {"state": {"type": {"any_": ["CRASHED"]}}, "end_time": due}):
             history = client.get("/flow_run_states/", params={"flow_run_id": run["id"]}).raise_for_status().json()
-            crashes = [each["timestamp"] for each in history if each["type"] == "CRASHED"]
-            still = max(crashes) == max(each["timestamp"] for each in history)  # another machine may look, too
-            if still and len(crashes) <= self._settings.restarts:
+            crashes = sum(each["type"] == "CRASHED" for each in history)
+            now = client.get(f"/flow_runs/{run['id']}").raise_for_status().json()  # another machine may look, too
+            if now["state_type"] == "CRASHED" and crashes <= self._settings.restarts:
                 _set_state(client, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
                 yield f"The run {run['name']} had crashed and is started again"
 
