@@ -123,7 +123,7 @@ def chemistry_section(
         caption = (
             "Mean s, p and d densities of states per atom of superconductors, by measured Tc, and of the ranked "
             f"candidates that BNAS predicts above {HIGH_KELVIN:g} K where there are any. In brackets: the number of "
-            "materials with densities. GPAW's p parts of transition metals are too large: compare ranges, not orbitals."
+            "materials with densities. They are those inside the atomic spheres; what lies between is not counted."
         )
         figures.append(_picture("Densities of states by critical temperature", draw_densities(densities), caption))
     return figures
