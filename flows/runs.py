@@ -44,10 +44,10 @@ class Keeper:
         self._server, self._settings = server, settings
         self._signs: dict[str, tuple[Any, float]] = {}  # of each run: its last sign of life, and when that was new
 
-    def look(self, timeout: float = 30) -> list[str]:
+    def look(self) -> list[str]:
         """Mark and start again what is due now; gives a sentence for each. Nothing where the server does not answer."""
         try:
-            with _client(self._server, timeout) as client:
+            with _client(self._server, timeout=30) as client:
                 return [*self._mark_lost(client), *self._start_crashed(client)]
         except httpx.HTTPError:
             self._signs.clear()

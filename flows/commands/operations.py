@@ -87,7 +87,7 @@ def up(
 
 @app.command()
 def keep(profile: Profile = None, workspace: Place = None) -> None:
-    """Start crashed runs of a group's server again until Ctrl-C. Example: meissner keep --profile group.toml"""
+    """Find lost runs of a group's server, start crashed ones again. Example: meissner keep --profile group.toml"""
     from rich.console import Console
 
     from flows.interrupt import stop_on_interrupt
@@ -102,7 +102,7 @@ def keep(profile: Profile = None, workspace: Place = None) -> None:
     settings = load_settings(profile, workspace=workspace)
     console = Console()
     with stop_on_interrupt(), opened_server(settings) as server:
-        console.print(f"Crashed runs of {server.ui_url} are started again. Ctrl-C ends this.")
+        console.print(f"Lost and crashed runs of {server.ui_url} are started again. Ctrl-C ends this.")
         watch_runs(settings, server, console.print)
 
 

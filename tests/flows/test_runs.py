@@ -1,7 +1,12 @@
 """Lost runs are marked, crashed ones are started again, on a real server."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -158,3 +163,28 @@ def test_a_run_whose_deployment_gives_no_signs_is_left_alone(client, server, ask
     time.sleep(0.2)
     assert keeper.look() == []
     assert client.read_flow_run(run.id).state.name == "Running"
+
+
+def keep(workspace, **environment):
+    """`meissner keep` as a process."""
+    command = [str(Path(sys.executable).with_name("meissner")), "keep", "--workspace", str(workspace)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept |= {"PREFECT_HOME": str(workspace / "home"), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=kept)
+
+
+def test_the_command_keeps_the_runs_of_a_group_until_ctrl_c(client, server, deployment, asked, tmp_path):
+    run = asked(deployment, Pending)
+    settings = {"MEISSNER_OPERATIONS__START_MINUTES": "0.75"}
+    with keep(tmp_path, PREFECT_API_URL=server.api_url, **settings) as process:
+        assert server.ui_url in process.stdout.readline()
+        assert run.name in process.stdout.readline()
+        assert client.read_flow_run(run.id).state.name == "Crashed"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+
+
+def test_without_a_server_the_command_says_what_to_do(tmp_path):
+    with keep(tmp_path) as process:
+        assert "PREFECT_API_URL names no Prefect server" in process.communicate(timeout=60)[0]
+    assert process.returncode == 2
