@@ -101,7 +101,8 @@ def use_page(driver) -> dict[str, int]:
     assert plots == 3
 
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE["width"]
+    wide = "return document.documentElement.scrollWidth"  # plots follow the new width after a moment
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script(wide) <= PHONE["width"])
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert base64.b64decode(driver.print_page()).startswith(b"%PDF")
     assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
