@@ -14,6 +14,7 @@ from models.splits import composition_key
 from tasks.bands import ORDERED_TABLE
 from tasks.exceptions import MissingStageError
 from tasks.held_out import read_held_out
+from tasks.mp_bands import material_number
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.workspace import Workspace
 
@@ -79,8 +80,9 @@ NAMED = BNAS_NAMED + S2SNET_NAMED
 def find_named(workspace: Workspace, candidates: pa.Table, named: Sequence[Named] = NAMED) -> list[dict[str, Any]]:
     """A row for each named material, with what this workspace says of it.
 
-    A material is looked for by its id, else by its composition; of several polymorphs the one with the best rank, then
-    the highest score, stands for it. What was not screened but has an ordered crystal is put to S2SNet alone.
+    A material is looked for by its id, also where that is written in letters as in the Materials Project's table, else
+    by its composition; of several polymorphs the one with the best rank, then the highest score, stands for it. What
+    was not screened but has an ordered crystal is put to S2SNet alone.
 
     Returns
     -------
@@ -97,7 +99,8 @@ def find_named(workspace: Workspace, candidates: pa.Table, named: Sequence[Named
 def _by_composition(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        for key in (row["material_id"], composition_key(row["formula"])):
+        name = row["material_id"]
+        for key in (material_number(name) or name, composition_key(row["formula"])):
             found.setdefault(key, []).append(row)
     return found
 

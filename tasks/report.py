@@ -50,7 +50,7 @@ from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 STAGE = "report"
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"

@@ -15,6 +15,7 @@ from tasks.figures import (
     to_data_url,
 )
 from tasks.known import CLASSES, element_amounts
+from tasks.mp_bands import material_number
 from tasks.report_data import SPLIT_TITLES, Metric, NetworkScores, element_shares
 from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.stages import StageReport
@@ -86,7 +87,8 @@ def candidate_row(row: Mapping[str, Any], has_panel: bool) -> dict[str, Any]:
         "known_text": _known_text(row) if known else "",
         "hazard_text": ", ".join(row["hazards"]),
         "held_out": " and ".join(sorted(held_out)).replace("out-of-fold", "held out"),
-        "link": _link(row["material_id"]),
+        "number": (number := material_number(row["material_id"])),
+        "link": number and f"https://materialsproject.org/materials/{number}",
     }
 
 
@@ -183,14 +185,6 @@ def _known_text(row: Mapping[str, Any]) -> str:
     tc = row["known_tc_kelvin"]
     result = "none found" if tc == 0 else f"{tc:.3g} K" if tc is not None else "no Tc"
     return f"{row['known']}: {row['known_formula']}, {result}"
-
-
-def _link(material_id: str) -> str | None:
-    """Address of a Materials Project entry; None for other ids."""
-    number = material_id.removeprefix("mp-")
-    return (
-        f"https://materialsproject.org/materials/{material_id}" if number != material_id and number.isdigit() else None
-    )
 
 
 def _short(value: Any) -> str:

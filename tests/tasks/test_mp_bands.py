@@ -17,7 +17,7 @@ from pymatgen.electronic_structure.bandstructure import BandStructure
 from pymatgen.electronic_structure.core import Spin
 
 from tasks.exceptions import InputError, RemoteError
-from tasks.mp_bands import KEPT_BANDS, read_mp_bands, read_mp_files, table_identifier
+from tasks.mp_bands import KEPT_BANDS, material_number, read_mp_bands, read_mp_files, table_identifier
 from tests.tasks.lattice_models import FCC, HEXAGONAL, SIMPLE_CUBIC, coarse_points, free_electrons, lattice_bands
 
 SCHEMA = pa.schema(arrowize(ElectronicBS))
@@ -353,6 +353,24 @@ def test_old_files_are_read(tmp_path, s3_server, rows, place):
 )
 def test_identifiers(task_id, identifier):
     assert table_identifier(task_id) == identifier
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("aaaaaaft", "mp-149"),
+        ("mp-996990", "mp-996990"),
+        ("aaahilzd", "mp-3347529"),
+        ("aaahilze", None),  # of emmet-core's new ones, which have no number
+        ("niobiums", None),
+        ("lines", None),
+        ("MgB2", None),
+        ("mp-12x", None),
+    ],
+)
+def test_numbers_of_identifiers(name, number):
+    assert material_number(name) == number
+    assert number is None or table_identifier(number) in {name, table_identifier(name)}
 
 
 @pytest.mark.parametrize("wrong", ["MP-ABC", "mp 149", "mp-12x", ""])

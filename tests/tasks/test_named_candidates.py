@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 from pymatgen.core import Composition
 
+from tasks.mp_bands import table_identifier
 from tasks.named_candidates import BNAS_NAMED, S2SNET_NAMED, Named, find_named
 from tasks.schemas import CANDIDATES
 from tasks.screening import RESULT
@@ -40,6 +41,15 @@ def test_each_is_found_or_not_with_its_rank(screened: Workspace, rows: dict[str,
     assert by_formula["tc_kelvin"] == known["tc_kelvin"]
     assert other["status"] == "rank 1, another crystal of this composition"
     assert (absent["status"], absent["found_id"], absent["published"]) == ("not in the workspace", None, 0.9953)
+
+
+def test_an_id_in_letters_is_the_same_crystal(screened: Workspace, rows: dict[str, dict]):
+    first = next(row for row in rows.values() if row["rank"] == 1)
+    table = pa.Table.from_pylist([first | {"material_id": table_identifier("mp-996990")}], schema=CANDIDATES)
+    named = [Named("BNAS", first["formula"], "mp-996990"), Named("BNAS", first["formula"], "mp-996991")]
+    same, other = find_named(screened, table, named)
+    assert (same["status"], same["found_id"]) == ("rank 1", table_identifier("mp-996990"))
+    assert other["status"] == "rank 1, another crystal of this composition"
 
 
 def test_a_crystal_that_was_not_screened_is_put_to_s2snet(screened: Workspace, rows: dict[str, dict]):

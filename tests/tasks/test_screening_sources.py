@@ -70,11 +70,11 @@ def test_a_table_is_screened_and_the_report_is_made_in_its_collection(home: Work
     from flows.screening import screen
 
     table = str(tmp_path / "table")
-    metals = many(rows["mp-131"], range(5))
+    metals = many(rows["mp-131"], range(1, 6))
     bad = {**metals[0], "identifier": "aaragged", "spin_up_bands": [[1.0], [1.0, 2.0]]}
     write_table(table, [*metals, bad, {**metals[0], "identifier": "lines", "path_convention": "hinuma"}])
     settings = ScreeningSettings(best=2, kept=1, max_distance=9.0, ids=str(tmp_path / "ids"))
-    (tmp_path / "ids").write_text("\n".join([*names(range(5)), "aaragged", "mp-404"]))
+    (tmp_path / "ids").write_text("\n".join([*names(range(1, 6)), "aaragged", "mp-404"]))
     events = []
     with subscribe(events.append), pytest.raises(Exception, match="2 of 7 materials were refused"):
         screen(home.url, settings, (f"mp:{table}",))
@@ -84,7 +84,7 @@ def test_a_table_is_screened_and_the_report_is_made_in_its_collection(home: Work
     place = screening_place(home, [f"mp:{table}"], None, settings)
     assert place.url.endswith("collections/screen-mp")
     found = place.read_table(RESULT).to_pylist()
-    assert sorted(row["material_id"] for row in found) == sorted(names(range(5)))
+    assert sorted(row["material_id"] for row in found) == sorted(names(range(1, 6)))
     assert [row["images"] for row in found] == [24, 24, 1, 1, 1]
     assert {(row["formula"], row["space_group"], row["hazards"][0]) for row in found} == {
         ("Po", "Pm-3m", "radioactive: Po")
@@ -100,6 +100,9 @@ def test_a_table_is_screened_and_the_report_is_made_in_its_collection(home: Work
     assert (grids[0] == make_grid(bands, GridSettings()).energies).all()
     page = build_report(place, ReportSettings(top=1))["report/index.html"].decode()
     assert "could not be drawn" not in page
+    number = 1 + names(range(1, 6)).index(top)
+    assert f'<a href="https://materialsproject.org/materials/mp-{number}" rel="noopener noreferrer">{top}</a>' in page
+    assert f">mp-{number} at the Materials Project</a>" in page
     assert f">{len(set(read_scores(home, 'bnas').predictions['material_id'].to_pylist()))}<" in page  # trained on
 
     before = place.local(RESULT).stat().st_mtime_ns
