@@ -1,7 +1,8 @@
 """What a screening of a source keeps beside its candidates: all that the report reads, in the collection.
 
-Grids and bands of the first candidates are made once more from the source; the networks and the table of what is
-measured are copied from the workspace, so that the collection is a whole workspace, which can be moved alone.
+Grids and bands of the first candidates are made once more from the source; the networks, the table of what is measured
+and a finished time machine are copied from the workspace, so that the collection is a whole workspace, which can be
+moved alone.
 """
 
 from collections.abc import Iterator
@@ -24,10 +25,12 @@ from tasks.schemas import BANDS
 from tasks.screening_plan import Chunk, Plan, choose_version
 from tasks.settings import GridSettings, ScreeningSettings
 from tasks.stages import Rejection, hash_text, run_stage
+from tasks.time_machine import LISTS, OUTPUT, STAGE
 from tasks.uniform_bands import DENSITIES, UniformBands
 from tasks.workspace import Workspace
 
 RESULT = "candidates/candidates.parquet"
+TIME_MACHINE = (OUTPUT, LISTS, f"stages/{STAGE}/rejected.parquet", f"stages/{STAGE}/manifest.json")
 KEPT = "candidates/kept.json"  # the collection's grids are those that a screening has kept
 
 
@@ -67,8 +70,9 @@ def settings_of(grid: GridSettings) -> dict[str, object]:
 
 
 def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None:
-    """Copy the networks that were asked and the table of what is measured into a collection."""
-    names = [SUPERCONDUCTORS]
+    """Copy the networks that were asked, what is measured, and the time machine where it was run, to a collection."""
+    moving = [SUPERCONDUCTORS, *(TIME_MACHINE if home.exists(TIME_MACHINE[-1]) else ())]
+    names = []
     for network, chosen in (("bnas", settings.bnas_version), ("s2snet", settings.s2snet_version)):
         number = choose_version(home, network, chosen)
         found = home.list(f"{model_folder(network, number)}/*")
@@ -76,9 +80,9 @@ def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None
         latest, pointer = {"name": network, "version": number}, f"models/{network}/latest.json"
         if not place.exists(pointer) or place.read_json(pointer) != latest:
             place.write_json(pointer, latest)
-    for name in names:
-        if name == SUPERCONDUCTORS or not place.exists(name):  # a version never changes
-            place.write_bytes(name, home.read_bytes(name))
+    names = [name for name in names if not place.exists(name)]  # a version never changes
+    for name in (*names, *moving):
+        place.write_bytes(name, home.read_bytes(name))
 
 
 def band_row(bands: UniformBands, item: BandItem) -> dict[str, object]:

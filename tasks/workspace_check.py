@@ -98,7 +98,7 @@ class Place:
         if not self.folder:
             return command
         name = self.folder.rpartition("/")[2]
-        if self.workspace.exists(KEPT) and stage in ("bands", "order", "grid", "screen"):
+        if self.workspace.exists(KEPT) and stage in ("bands", "order", "grid", "screen", "time-machine"):
             return f"meissner screen SOURCES --collection {name}"
         if stage in ("grid", "screen"):
             return f"meissner {stage} {'SOURCES ' if stage == 'grid' else ''}--collection {name}"

@@ -8,12 +8,16 @@ import pyarrow as pa
 import pytest
 
 from tasks.exceptions import InputError
+from tasks.report_data import read_stages
 from tasks.report_time_machine import read_time_machine, time_machine_section
 from tasks.schemas import ORDERED, TIME_MACHINE, TIME_MACHINE_LISTS
-from tasks.settings import TimeMachineSettings
+from tasks.screening_kept import keep_best
+from tasks.screening_plan import Plan
+from tasks.settings import GridSettings, ScreeningSettings, TimeMachineSettings
 from tasks.time_machine import BOTH, LISTS, OUTPUT, make_plan
 from tasks.time_machine_data import choose_years, look_back, read_history, read_years
 from tasks.workspace import Workspace
+from tasks.workspace_check import check_workspace
 
 SETTINGS = TimeMachineSettings(
     years=(1970,), bnas="tiny", s2snet="tiny", epochs=1, top=(2, 4), min_trained=2, min_found=2
@@ -169,6 +173,21 @@ def test_the_page_speaks_of_networks_and_of_the_best_baseline(finished: Workspac
     section = time_machine_section(finished)
     assert section["run"]
     assert section["figure"]["url"].startswith("data:image/svg+xml")
+
+
+def test_a_screening_takes_it_along_to_its_collection(finished: Workspace, screened: Workspace, tmp_path: Path):
+    place = Workspace(tmp_path / "c")
+    settings, grid, nothing = ScreeningSettings(), GridSettings(), Plan(chunks=())
+    keep_best(screened, place, nothing, settings, grid)
+    assert not time_machine_section(place)["run"]
+    keep_best(finished, place, nothing, settings, grid)
+    assert read_time_machine(place) == read_time_machine(finished)
+    assert time_machine_section(place)["run"]
+    assert [stage.stage for stage in read_stages(place)] == ["time-machine"]
+    assert check_workspace(place) == []
+    place.write_bytes(OUTPUT, b"cut short")
+    keep_best(finished, place, nothing, settings, grid)
+    assert check_workspace(place) == []
 
 
 def test_a_workspace_without_it_has_no_section(screened: Workspace):
