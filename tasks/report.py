@@ -45,6 +45,7 @@ from tasks.report_sections import (
 from tasks.report_time_machine import time_machine_section
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.screening import RESULT, summarise
+from tasks.screening_kept import read_source_rows
 from tasks.settings import ReportSettings
 from tasks.shards import read_grids
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
@@ -88,7 +89,8 @@ def build_report(workspace: Workspace, settings: ReportSettings, advance: Advanc
     index = workspace.read_table(INDEX)
     measured = workspace.read_table(SUPERCONDUCTORS)
     top = candidates.filter(pc.is_valid(candidates["rank"])).slice(0, settings.top).to_pylist()
-    panels = _make_panels(workspace, top, Provenance(workspace, bands, index), bands, measured, advance)
+    provenance = Provenance(workspace, bands, index, read_source_rows(workspace))
+    panels = _make_panels(workspace, top, provenance, bands, measured, advance)
     densities = report_densities(bands, index, candidates)
     general = _general_context(workspace, candidates, densities, index, measured)
     page = render_page(general | {"panels": panels, **_table(candidates, top)})

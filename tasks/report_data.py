@@ -245,14 +245,17 @@ class StoredNetwork:
 
 
 class Provenance:
-    """Where a candidate's numbers come from, step by step."""
+    """Where a candidate's numbers come from, step by step; ``sources`` tells by material where bands were read."""
 
-    def __init__(self, workspace: Workspace, bands: pa.Table, index: pa.Table) -> None:
+    def __init__(
+        self, workspace: Workspace, bands: pa.Table, index: pa.Table, sources: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self._ordered = _by_id(workspace, "crystals/ordered.parquet", "material_id")
         self._crystals = _by_id(workspace, "crystals/crystals.parquet", "crystal_id")
         self._measured = _by_id(workspace, "supercon/superconductors.parquet", "formula")
         self._bands = {row["material_id"]: row for row in bands.to_pylist()}
         self._grids = {row["material_id"]: row for row in index.to_pylist()}
+        self._sources = sources
         self._workspace = workspace
 
     def trace(self, candidate: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -260,15 +263,17 @@ class Provenance:
         name = candidate["material_id"]
         ordered, bands, grid = self._ordered.get(name, {}), self._bands.get(name, {}), self._grids.get(name, {})
         crystal = self._crystals.get(ordered.get("parent_id", name), {})
-        measured = self._measured.get(candidate["known_formula"], {})
+        measured, source = self._measured.get(candidate["known_formula"], {}), dict(self._sources.get(name, {}))
+        made = ("bands_hash", "engine", "engine_version", "grid", *(() if source else ("engine_settings", "seconds")))
         networks = {network: self._network(network, candidate[f"{network}_version"]) for network in NETWORKS}
         chain = {
             "measured": _pick(
                 measured, "formula", "source", "source_rows", "references", "year_first", "tc_definitions"
             ),
+            "source row": source,
             "crystal": _pick(crystal, "crystal_id", "crystal_source", "reference", "licence", "energy_above_hull_ev"),
             "structure": _pick(ordered, "parent_id", "structure_hash", "supercell", "composition_error", "match"),
-            "bands": _pick(bands, "bands_hash", "engine", "engine_version", "engine_settings", "grid", "seconds"),
+            "bands": _pick(bands, *made),
             "grid": _pick(grid, "sha256", "crossing_bands", "real_bands", "position"),
             "split": {network: found.sides.get(name, NOT_TRAINED) for network, found in networks.items()},
             "weights": {

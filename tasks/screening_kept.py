@@ -5,8 +5,7 @@ and a finished time machine are copied from the workspace, so that the collectio
 moved alone.
 """
 
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -50,14 +49,17 @@ def keep_best(home: Workspace, place: Workspace, plan: Plan, settings: Screening
     ranked = place.read_table(RESULT, ["rank", "material_id"])
     wanted = ranked.filter(pc.is_valid(ranked["rank"]))["material_id"].to_pylist()[: settings.kept]
     contents = {item.material_id: item.content for chunk in chunks for item in chunk.items}
+    sources = {item.material_id: source_row(item, chunk) for chunk in chunks for item in chunk.items}
     kept = {"materials": {name: contents[name] for name in wanted}, "grid": settings_of(grid)}
-    if place.exists(KEPT) and place.read_json(KEPT) == kept | {"whole": True}:
+    there = place.read_json(KEPT) if place.exists(KEPT) else {}
+    if kept | {"whole": True, "sources": there.get("sources", {})} == there:  # rows may stand in other files since
         return len(wanted)
+    kept["sources"] = {name: sources[name] for name in wanted}
     place.write_json(KEPT, kept | {"whole": False})
     found = dict(_bands(chunks, set(wanted)))
     items = [item for chunk in chunks for item in chunk.items if item.material_id in found]
     _store(place, items, found, grid)
-    rows = [band_row(found[item.material_id], item) for item in items]
+    rows = [band_row(found[item.material_id], item, sources[item.material_id]) for item in items]
     place.write_table(BUNDLED_TABLE, pa.Table.from_pylist(rows, schema=BANDS))
     if len(items) == len(wanted):
         place.write_json(KEPT, kept | {"whole": True})
@@ -85,8 +87,24 @@ def lend(home: Workspace, place: Workspace, settings: ScreeningSettings) -> None
         place.write_bytes(name, home.read_bytes(name))
 
 
-def band_row(bands: UniformBands, item: BandItem) -> dict[str, object]:
-    """Bands of a source as a row of BANDS."""
+def source_row(item: BandItem, chunk: Chunk) -> dict[str, object]:
+    """Where the bands of a material were read: the file, and of a table the row and when its rows were listed."""
+    if not chunk.table:
+        return {"file": item.url, "kind": item.kind} | ({"row": item.row} if item.kind == "table" else {})
+    place = {"table": chunk.table, "listed": chunk.listed, "file": item.url}
+    return place | {"row_group": item.row_group, "row": item.row}
+
+
+def read_source_rows(place: Workspace) -> dict[str, dict[str, object]]:
+    """Where the bands of the kept materials were read, by material; nothing where no screening has kept any."""
+    return dict(place.read_json(KEPT).get("sources", {})) if place.exists(KEPT) else {}
+
+
+def band_row(bands: UniformBands, item: BandItem, source: Mapping[str, object]) -> dict[str, object]:
+    """Bands of a source as a row of BANDS.
+
+    The engine's version and settings are not in a source: of a table it is told when its rows were listed.
+    """
     facts = band_facts(bands)
     structure = Structure(bands.lattice, bands.species, bands.coords)
     numbers = {name: value.tolist() for name in DENSITIES if (value := getattr(bands, name)) is not None}
@@ -101,8 +119,8 @@ def band_row(bands: UniformBands, item: BandItem) -> dict[str, object]:
         "grid": np.asarray(bands.grid).tolist(),
         "energies": bands.energies.tolist(),
         "efermi": float(bands.efermi),
-        "engine": "materials-project" if item.kind == "mp" else item.kind,
-        "engine_version": version("meissner"),
+        "engine": "Materials Project" if item.kind == "mp" else f"not calculated here ({item.kind})",
+        "engine_version": f"table listed {source['listed']}" if "listed" in source else "unknown",
         "engine_settings": "{}",
         "seconds": 0.0,
         "bands_hash": item.content,

@@ -1,5 +1,6 @@
 """Screening of tables: the flow on a real S3 server that fails now and then, damaged files, kills, the report."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
+from tasks.bands import BUNDLED_TABLE
 from tasks.events import subscribe
 from tasks.exceptions import InputError, RemoteError
 from tasks.grid_sources import collection
@@ -24,7 +26,7 @@ from tasks.report import build_report
 from tasks.report_data import read_scores
 from tasks.screening import RESULT, join_parts, missing_chunks, plan_screening, screening_place
 from tasks.screening_chunks import open_networks, screen_materials, screen_to_part
-from tasks.screening_kept import KEPT, keep_best
+from tasks.screening_kept import KEPT, keep_best, read_source_rows
 from tasks.settings import ClusterSettings, GridSettings, MpBandSettings, ReportSettings, ScreeningSettings
 from tasks.shards import read_grids
 from tasks.workspace import Workspace
@@ -98,19 +100,29 @@ def test_a_table_is_screened_and_the_report_is_made_in_its_collection(home: Work
     assert index["material_id"].to_pylist() == [top]
     bands = next(one for batch in read_mp_bands(table) for one in batch.bands if one.material_id == top)
     assert (grids[0] == make_grid(bands, GridSettings()).energies).all()
-    page = build_report(place, ReportSettings(top=1))["report/index.html"].decode()
+    files = build_report(place, ReportSettings(top=1))
+    page, chain = files["report/index.html"].decode(), json.loads(files["report/provenance.json"])[top]
+    assert list(chain) == ["source row", "structure", "bands", "grid", "split", "weights", "code"]
+    source = chain["source row"]
+    assert (source["table"], source["row_group"]) == (table, 0)
+    assert pq.read_table(f"{table}/{Path(source['file']).name}")["identifier"][source["row"]].as_py() == top
+    assert "<b>source row</b>" in page
+    assert chain["bands"]["engine"] == "Materials Project"
+    assert chain["bands"]["engine_version"] == f"table listed {source['listed']}"
+    assert "seconds" not in chain["bands"]
     assert "could not be drawn" not in page
     number = 1 + names(range(1, 6)).index(top)
     assert f'<a href="https://materialsproject.org/materials/mp-{number}" rel="noopener noreferrer">{top}</a>' in page
     assert f">mp-{number} at the Materials Project</a>" in page
     assert f">{len(set(read_scores(home, 'bnas').predictions['material_id'].to_pylist()))}<" in page  # trained on
 
-    before = place.local(RESULT).stat().st_mtime_ns
+    before, kept = (place.local(name).stat().st_mtime_ns for name in (RESULT, KEPT))
     with pytest.raises(Exception, match="2 of 7"):
         screen(home.url, settings, (f"mp:{table}",))
     report = screen(home.url, settings.model_copy(update={"max_refused_share": 0.5}), (f"mp:{table}",))
     assert report.rows_refused == 2
     assert place.local(RESULT).stat().st_mtime_ns >= before
+    assert place.local(KEPT).stat().st_mtime_ns == kept
     with pytest.raises(InputError, match="holds grids already; screen them by --collection alone"):
         place.remove(KEPT)
         screening_place(home, [f"mp:{table}"], None, settings)
@@ -202,11 +214,16 @@ def test_what_a_table_tells_reaches_the_candidates_and_trained_formulas_are_name
 
 def test_files_of_bands_are_screened(home, place, shared_data):
     source = str(shared_data / "vasp" / "MgB2" / "vasprun.xml.gz")
-    plan = plan_screening(home, ScreeningSettings(), place, [source])
-    (row,), refused = screened_rows(home, place, plan, ScreeningSettings(), GridSettings())
+    far = ScreeningSettings(max_distance=99)
+    plan = plan_screening(home, far, place, [source])
+    (row,), refused = screened_rows(home, place, plan, far, GridSettings())
     assert not refused
     assert (row["formula"], row["space_group"], row["images"]) == ("MgB2", "P6/mmm", 24)
     assert keep_best(home, place, plan, ScreeningSettings(kept=0), GridSettings()) == 0
+    assert keep_best(home, place, plan, ScreeningSettings(kept=1), GridSettings()) == 1
+    assert read_source_rows(place) == {row["material_id"]: {"file": source, "kind": "vasprun"}}
+    (bands,) = place.read_table(BUNDLED_TABLE, ["engine", "engine_version"]).to_pylist()
+    assert bands == {"engine": "not calculated here (vasprun)", "engine_version": "unknown"}
     with pytest.raises(InputError, match="choose rows of a table or grids"):
         plan_screening(home, ScreeningSettings(elements=("Mg",)), place, [source])
 
