@@ -14,7 +14,8 @@ With ``--keep kept`` a report of the run can be made: ``meissner report --worksp
 
 Orchestration is what is left of the flow's wall time without listing, networks, chunks, joining and keeping. The
 published network (34.56 million parameters, random weights: its time does not hang on them) is timed on a few grids,
-one network and an ensemble of three, and put into the projection in place of the one that ran.
+one network and an ensemble of three, and put into the projection in place of the one that ran; where there is a GPU, it
+is timed there, too, and else the output says that nothing was.
 """
 
 # ruff: noqa: T201 - a benchmark prints its table
@@ -174,8 +175,8 @@ def naive(home: Workspace, keys: list[str], watch: Watch) -> tuple[float, float]
     return time.perf_counter() - started, watch.seconds
 
 
-def image_seconds(networks: list[Bnas], grids: int = 32) -> float:
-    """CPU seconds of one image of one grid, all networks."""
+def image_seconds(networks: list[Bnas], grids: int = 32, device: str = "cpu") -> float:
+    """CPU seconds of one image of one grid, all networks; on a GPU wall seconds, the way there and back included."""
     import torch
 
     from models.bnas import prepare
@@ -185,10 +186,21 @@ def image_seconds(networks: list[Bnas], grids: int = 32) -> float:
     config = networks[0].config
     energies = np.random.default_rng(0).normal(size=(grids, 18, 32, 32, 32)).astype(np.float32)
     inputs = prepare(torch.from_numpy(energies), config)
-    predict_images(networks, inputs[:2], "cpu", images=1)
-    started = time.process_time()
-    predict_images(networks, inputs, "cpu", images=1)
-    return (time.process_time() - started) / grids
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    predict_images(networks, inputs[:2] if device == "cpu" else inputs, device, images=1)
+    started = clock()
+    predict_images(networks, inputs, device, images=1)
+    return (clock() - started) / grids
+
+
+def gpu_images(published: dict[int, list[Bnas]]) -> str:
+    """What an image costs on the GPU, in a sentence, or that there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no GPU here: nothing measured on one"
+    found = ", ".join(f"{n} of it {image_seconds(some, 256, 'cuda'):.6f}" for n, some in published.items())
+    return f"wall seconds of an image on {torch.cuda.get_device_name()}, the published BNAS: {found}"
 
 
 def main() -> None:
@@ -216,13 +228,13 @@ def main() -> None:
             from tasks.bnas_ensemble import load_bnas
 
             ours = image_seconds(load_bnas(home).networks)
-            published = {
-                members: image_seconds([Bnas(CONFIGS["paper"][0]).eval() for _ in range(members)], 16)
-                for members in MEMBERS
-            }
+            networks = {members: [Bnas(CONFIGS["paper"][0]).eval() for _ in range(members)] for members in MEMBERS}
+            published = {members: image_seconds(some, 16) for members, some in networks.items()}
+            gpu = gpu_images(networks)
     finally:
         server.terminate()
     _print(arguments, best, found, (len(keys) - 1, their_wall, their_cpu), ours, published)
+    print(gpu)
 
 
 def _print(
