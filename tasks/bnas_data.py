@@ -1,7 +1,7 @@
 """What BNAS learns from: the labelled grids, their audited folds, and the plan of a training cut into parts."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -78,12 +78,19 @@ def read_labelled(workspace: Workspace) -> Labelled:
 
 
 def choose_network(settings: TrainingSettings) -> tuple[BnasConfig, Recipe]:
-    """The named network and recipe with the settings' epochs and seed; InputError for an unknown name."""
+    """The named network and recipe with the settings' epochs, seed and arithmetic; InputError for an unknown name."""
     if settings.config not in CONFIGS:
         raise InputError(f"BNAS has no configuration {settings.config!r}; choose one of {', '.join(sorted(CONFIGS))}")
     config, recipe = CONFIGS[settings.config]
     changes = {"seed": settings.seed} | ({"epochs": settings.epochs} if settings.epochs else {})
-    return config, recipe.model_copy(update=changes)
+    return config, recipe.model_copy(update=changes | choose_arithmetic(settings))
+
+
+def choose_arithmetic(settings: TrainingSettings) -> dict[str, Any]:
+    """``precision`` and ``compiled`` of a recipe; TrainingError for a device that is not there."""
+    on_gpu = resolve_device(settings.device) == "cuda"
+    reduced = settings.precision == "bf16" or (settings.precision == "auto" and on_gpu)
+    return {"precision": "bf16-mixed" if reduced else "32-true", "compiled": settings.compiled}
 
 
 def fold_of(labelled: Labelled, settings: TrainingSettings, part: Part) -> Fold:

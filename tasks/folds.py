@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from models.exceptions import ModelInputError
 from models.splits import Fold, composition_key, connected_groups, make_folds
-from tasks.settings import AuditSettings, TrainingSettings
+from tasks.settings import AuditSettings, NetworkSettings
 from tasks.stages import hash_text
 
 
@@ -62,7 +62,7 @@ class Labelled:
         return connected_groups(*known)
 
 
-def cross_validations(labelled: Labelled, settings: TrainingSettings | AuditSettings) -> dict[str, list[Fold]]:
+def cross_validations(labelled: Labelled, settings: NetworkSettings | AuditSettings) -> dict[str, list[Fold]]:
     """Folds of every split in the settings."""
     common: dict[str, Any] = {"size": len(labelled.table), "folds": settings.folds, "seed": settings.seed}
     given: dict[str, Callable[[], dict[str, Any]]] = {

@@ -257,23 +257,31 @@ class MpBandSettings(StepSettings):
     )
 
 
-class TrainingSettings(StepSettings):
-    """A training with its honest evaluation. ``config`` names the network and recipe (see models/)."""
+class NetworkSettings(StepSettings):
+    """A training with its honest evaluation, of either network. ``config`` names network and recipe (see models/)."""
 
-    config: str = Field("starter", description="Named network and recipe: starter or paper")
+    config: str = Field("starter", description="Named network and recipe")
     epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
     folds: int = Field(5, ge=2, description="Folds of each cross-validation")
     splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
     ensemble: int = Field(3, ge=1, description="Networks trained on all data for prediction")
     seed: int = Field(0, description="Seed of initial weights, folds and batches")
     device: str = Field("auto", description="auto, cpu or cuda")
-    devices: int = Field(1, ge=1, description="BNAS: GPUs (or processes of a CPU) that share each training")
-    pretrained: str | None = Field(
-        None, description="BNAS: pre-trained weights to start from: latest, a version, or none"
+
+
+class TrainingSettings(NetworkSettings):
+    """A training of BNAS."""
+
+    config: str = Field("starter", description="Named network and recipe: starter, best, paper or tiny")
+    devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="Arithmetic of the training, weights stay float32; auto: bf16 on a GPU, float32 on a CPU"
     )
+    compiled: bool = Field(False, description="Compile the network by torch.compile, for long runs on a GPU")
+    pretrained: str | None = Field(None, description="Pre-trained weights to start from: latest, a version, or none")
 
 
-class S2SNetTrainingSettings(TrainingSettings):
+class S2SNetTrainingSettings(NetworkSettings):
     """A training of S2SNet, and how it goes on from pre-trained weights."""
 
     config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")

@@ -23,7 +23,7 @@ from tasks.events import StageEvent, publish
 from tasks.progress import leave_summary, leave_table
 from tasks.s2snet_data import choose_network as choose_s2snet
 from tasks.schemas import TIME_MACHINE, TIME_MACHINE_LISTS
-from tasks.settings import S2SNetTrainingSettings, TimeMachineSettings
+from tasks.settings import S2SNetTrainingSettings, TimeMachineSettings, TrainingSettings
 from tasks.shards import INDEX
 from tasks.stages import Rejection, StageOutcome, StageReport, hash_text, run_stage
 from tasks.time_machine_data import History, Moment, choose_years, hash_seed, look_back, read_history
@@ -92,7 +92,7 @@ def make_plan(workspace: Workspace, settings: TimeMachineSettings) -> TimeMachin
         If no year has enough reports before and after it, or a network has no such configuration.
     """
     resolve_device(settings.device)
-    choose_bnas(training_settings(settings, "bnas"))
+    choose_bnas(cast(TrainingSettings, training_settings(settings, "bnas")))
     choose_s2snet(cast(S2SNetTrainingSettings, training_settings(settings, "s2snet")))
     history = read_history(workspace, settings)
     years, refused = choose_years(history, settings)

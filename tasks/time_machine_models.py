@@ -86,7 +86,7 @@ def ask_bnas(
     workspace: Workspace, settings: TimeMachineSettings, file: str, history: History, moment: Moment, seed: int
 ) -> dict[str, np.ndarray]:
     """Tc by a BNAS that was trained on what was known."""
-    config, recipe = choose_bnas(training_settings(settings, "bnas"))
+    config, recipe = choose_bnas(cast(TrainingSettings, training_settings(settings, "bnas")))
     rows, fold = _fold(moment)
     fractions = composition_fractions([history.formulas[row] for row in rows]) if config.composition else None
     inputs = BnasInputs(prepare(torch.from_numpy(_grids(workspace, history, rows)), config), fractions)

@@ -22,6 +22,8 @@ Folds = Annotated[int | None, typer.Option(help="Folds of each cross-validation"
 Split = Annotated[list[str] | None, typer.Option(help="random, chemical-system, family or year; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, folds and batches")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda")]
+Precision = Annotated[str | None, typer.Option(help="float32, bf16, or auto: bf16 on a GPU, float32 on a CPU")]
+Compiled = Annotated[bool | None, typer.Option(help="Compile the network by torch.compile, for long runs on a GPU")]
 Engine = Annotated[str | None, typer.Option(help="Band engine for materials without bands: gpaw, vasp or none")]
 Limit = Annotated[int | None, typer.Option(help="At most so many new band calculations")]
 Supercon = Annotated[str | None, typer.Option(help="Table of reports: a file, a URL, or mdr (SuperCon, downloaded)")]

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.common import (
+    Compiled,
     Config,
     Device,
     Epochs,
     Folds,
     Place,
+    Precision,
     Profile,
     Seed,
     Split,
@@ -71,13 +73,16 @@ def train_bnas(
     seed: Seed = None,
     device: Device = None,
     devices: Annotated[int | None, typer.Option(help="GPUs, or processes of a CPU, that share each training")] = None,
+    precision: Precision = None,
+    compiled: Compiled = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Start from pre-trained weights: latest, a version, or none")
     ] = None,
 ) -> None:
     """Bands to Tc. Example: meissner train bnas --config paper --device cuda"""
     choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
-    _train("bnas", profile, workspace, data, **choices, splits=split or None, devices=devices, pretrained=pretrained)
+    choices |= {"devices": devices, "precision": precision, "compiled": compiled, "pretrained": pretrained}
+    _train("bnas", profile, workspace, data, **choices, splits=split or None)
 
 
 @train.command("s2snet")

@@ -68,10 +68,11 @@ def test_completion_is_offered():
     [
         (["refresh", "--until", "lunch"], "--until 'lunch' is not one of clean, crystals, match, order, bands, grid"),
         (["discover", "--profile", "nowhere"], "Profile 'nowhere' is neither one of ['starter'] nor a TOML file"),
+        (["train", "bnas", "--compiled", "--precision", "half"], "Setting 'bnas.precision': Input should be 'auto', "),
         (["train", "bnas", "--folds", "1"], "Setting 'bnas.folds': Input should be greater than or equal to 2"),
         (["screen", "--workspace", "/proc/nothing"], "Cannot write"),
     ],
-    ids=["stage", "profile", "setting", "workspace"],
+    ids=["stage", "profile", "precision", "setting", "workspace"],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, sentence):
     result = meissner(*arguments)

@@ -10,20 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load
 
 from flows.train_bnas import train_bnas
-from models.bnas import Bnas
+from models.bnas import CONFIGS, Bnas
 from models.exceptions import CheckpointError, ModelInputError, TrainingError
 from models.fusion import FUSION, TWINS
-from tasks.bnas_data import Labelled, Part, cross_validations, make_plan, read_labelled
+from tasks.bnas_data import Labelled, Part, choose_network, cross_validations, make_plan, read_labelled
 from tasks.bnas_ensemble import BnasEnsemble
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
 from tasks.schemas import FOLDS, PREDICTIONS
 from tasks.settings import GridSettings, TrainingSettings
 from tasks.shards import read_grids
-from tasks.train_bnas import BAND_FOREST, load_bnas, train_part
+from tasks.train_bnas import BAND_FOREST, curves_file, load_bnas, train_part
 from tasks.training_figures import write_training_figures
 from tasks.workspace import Workspace
 from tests.tasks.grid_workspace import make_grid_workspace
@@ -253,6 +254,28 @@ def test_impossible_settings_are_told(tmp_path: Path, changes: dict, error: type
     workspace = make_grid_workspace(tmp_path, count=16)
     with pytest.raises(error, match=message):
         make_plan(workspace, SETTINGS.model_copy(update=changes))
+
+
+def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
+    workspace, states = make_grid_workspace(tmp_path, count=16), {}
+    for precision in ("auto", "float32", "bf16"):
+        settings = SETTINGS.model_copy(update={"precision": precision})
+        plan = make_plan(workspace, settings)
+        train_part(workspace.url, settings, plan, plan.members[0])
+        states[plan.version] = load(workspace.read_bytes(plan.members[0].file))
+        curves = workspace.read_table(curves_file(plan.members[0]))
+        assert np.isfinite(curves["loss"].to_numpy()).all()
+    exact, reduced = states.values()  # auto is float32 on a CPU, the same version
+    assert {value.dtype for value in reduced.values()} == {torch.float32}
+    shifts = [float((exact[name] - reduced[name]).abs().max()) for name in exact]
+    assert 0 < max(shifts) < 0.01
+
+
+def test_arithmetic_of_the_settings_reaches_the_recipe() -> None:
+    plain = choose_network(SETTINGS)[1]
+    assert plain == CONFIGS["tiny"][1]
+    changed = choose_network(SETTINGS.model_copy(update={"precision": "bf16", "compiled": True}))[1]
+    assert (changed.precision, changed.compiled) == ("bf16-mixed", True)
 
 
 def test_missing_grids_are_told(tmp_path: Path) -> None:
