@@ -1,0 +1,88 @@
+"""The command that asks the trained networks about single files, as a person runs it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from tasks.tight_binding import write_wannier90_hr
+from tasks.tight_binding_models import one_band_cuprate
+from tasks.workspace import Workspace
+from tests.tasks.screening_workspace import screened  # noqa: F401
+
+MEISSNER = Path(sys.executable).with_name("meissner")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A crystal, a file that holds none, and a tight-binding model; the last without its Fermi level."""
+    folder = tmp_path_factory.mktemp("files")
+    crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.16), ["V", "C"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    crystal.to(str(folder / "VC.cif"))
+    (folder / "bad.cif").write_text("this is no crystal")
+    write_wannier90_hr(one_band_cuprate(), folder / "layer_hr.dat")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def predict(workspace: Workspace, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(MEISSNER), "predict", *map(str, arguments), "--workspace", workspace.url]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.fixture(scope="module")
+def printed(screened: Workspace, files: dict[str, Path]) -> dict[str, subprocess.CompletedProcess[str]]:  # noqa: F811
+    """The same three files in each form."""
+    asked = [files[name] for name in ("VC.cif", "bad.cif", "layer_hr.dat")]
+    return {form: predict(screened, *asked, "--efermi", "0.3", *form.split()) for form in ("", "--json", "--csv")}
+
+
+def test_a_bad_file_has_its_sentence_and_the_others_their_answers(printed):
+    for result in printed.values():
+        assert result.returncode == 0
+        assert result.stderr.count("meissner: ") == 1
+        assert "bad.cif" in result.stderr
+    rows = json.loads(printed["--json"].stdout)
+    assert [Path(row["file"]).name for row in rows] == ["VC.cif", "bad.cif", "layer_hr.dat"]
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["error"] in printed["--json"].stderr
+    assert rows[0]["formula"] == "VC"
+    assert rows[0]["probability_low"] <= rows[0]["probability"] <= rows[0]["probability_high"]
+    assert rows[2]["tc_low_kelvin"] <= rows[2]["tc_kelvin"] <= rows[2]["tc_high_kelvin"]
+
+
+def test_the_table_shows_the_rows_of_the_json(printed):
+    crystal, _, model = json.loads(printed["--json"].stdout)
+    shown = printed[""].stdout
+    lines = {name: next(line for line in shown.splitlines() if name in line) for name in ("VC.cif", "layer_hr.dat")}
+    assert f"{crystal['probability']:.2f}" in lines["VC.cif"]
+    assert f"{crystal['distance']:.2f}" in lines["VC.cif"]
+    interval = f"({model['tc_low_kelvin']:.1f} to {model['tc_high_kelvin']:.1f})"
+    assert f"{model['tc_kelvin']:.2f} {interval}" in lines["layer_hr.dat"]
+    assert "bad.cif" not in shown
+
+
+def test_the_csv_reads_back_as_the_rows_of_the_json(printed):
+    read = pd.read_csv(io.StringIO(printed["--csv"].stdout))
+    rows = json.loads(printed["--json"].stdout)
+    assert list(read.columns) == list(rows[0])
+    for name in ("file", "error", "formula", "probability", "tc_kelvin", "distance", "note"):
+        found = [None if pd.isna(value) else value for value in read[name]]
+        assert found == [row[name] for row in rows]
+
+
+def test_without_any_answer_the_exit_code_is_2(screened: Workspace, files: dict[str, Path], tmp_path: Path):  # noqa: F811
+    result = predict(screened, files["bad.cif"], files["layer_hr.dat"], "--json")
+    assert result.returncode == 2
+    assert [row["probability"] for row in json.loads(result.stdout)] == [None, None]
+    assert "names no Fermi level: give it with --efermi" in result.stderr
+    untrained = predict(Workspace(tmp_path / "empty"), files["VC.cif"])
+    assert untrained.returncode == 2
+    assert untrained.stderr.startswith("meissner: ")
+    assert untrained.stdout == ""
