@@ -2,11 +2,11 @@
 
 ``refresh`` tells ``meissner.dataset.refreshed``: both networks are trained. The training that ends last tells
 ``meissner.networks.ready``: everything is screened. Notifications go to blocks of the server, see ``notify`` in the
-settings; an address from the environment becomes a block of its own. Lost and crashed runs: ``flows/runs.py``.
+settings; an address from the environment becomes a block of its own. Lost and crashed runs, and what tells
+``meissner.deployment.silent``: ``flows/runs.py``.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -15,11 +15,12 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWe
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.sorting import AutomationSort
 from prefect.events.actions import CallWebhook, RunDeployment, SendNotification
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from flows.deploy import CREATED, UNCHANGED, UPDATED, Outcome
+from flows.runs import REFRESH, SCREENING, SILENT
 from tasks.dataset_events import EVENT, workspace_resource
 from tasks.exceptions import InputError
 from tasks.model_events import DROPPED, READY
@@ -27,10 +28,14 @@ from tasks.settings import Settings
 from tasks.workspace import Workspace
 
 PREFIX = "meissner: "  # of the names of all automations that are kept here
-REFRESH, TRAINING, SCREENING = "refresh-weekly", ("train-bnas", "train-s2snet"), "screen-monthly"
+TRAINING = ("train-bnas", "train-s2snet")
 FAILED = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"}
 OWN = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.meissner"}
 FAILURE = "{{ flow.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
+SILENCE = (
+    "No success of {{ event.payload.deployment }} for {{ event.payload.days }} days, since {{ event.payload.since }}. "
+    "Ask `meissner status` why."
+)
 DROP = (
     "{{ event.payload.network }} {{ event.payload.latest }}: {{ event.payload.score }} on folds "
     "{{ event.payload.split }} is {{ event.payload.after }}; the promoted "
@@ -65,9 +70,7 @@ def wanted_automations(settings: Settings, deployments: Mapping[str, UUID]) -> l
 def _notifying(
     settings: Settings, deployments: Mapping[str, UUID], here: dict[str, str | list[str]]
 ) -> list[AutomationCore]:
-    days = settings.operations.quiet_days
-    done = {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{deployments[REFRESH]}"}
-    silence = f"No success of {REFRESH} for {days:g} days. Ask `meissner status` why."
+    scheduled: list[str] = [f"prefect.deployment.{deployments[name]}" for name in (REFRESH, SCREENING)]
     return [
         _automation(
             "tell of failures",
@@ -77,15 +80,9 @@ def _notifying(
         ),
         _automation(
             "tell of silence",
-            f"{REFRESH} has had no success for {days:g} days",
-            EventTrigger(
-                expect={"prefect.flow-run.Completed"},
-                match_related=done,
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(days=days),
-            ),
-            _notify(settings, f"meissner: {REFRESH} is silent", silence),
+            f"{REFRESH} or {SCREENING} has had no success for too many days",
+            EventTrigger(expect={SILENT}, match={"prefect.resource.id": scheduled}),
+            _notify(settings, "meissner: {{ event.payload.deployment }} is silent", SILENCE),
         ),
         _automation(
             "tell of a worse network",

@@ -1,4 +1,4 @@
-"""Runs that stopped without an end: they are marked, and started again.
+"""Runs that stopped without an end: they are marked, and started again; schedules without success: they are told.
 
 Over the server's HTTP API and without Prefect itself, so that a person's Ctrl-C is answered at once.
 """
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID, uuid5
 
 import httpx
 import psutil
@@ -22,10 +23,15 @@ HEARTBEAT, FREQUENCY = "prefect.flow-run.heartbeat", "PREFECT_FLOWS_HEARTBEAT_FR
 # A worker tells of a crash twice, seconds apart; the second time would end the run that was started in between.
 SETTLING = timedelta(minutes=1)
 STALE = timedelta(hours=1)  # of a crash that nobody was there to answer: then a person decides
+REFRESH, SCREENING = "refresh-weekly", "screen-monthly"  # the deployments with a schedule
+SILENT = "meissner.deployment.silent"
+TOLD = "meissner_silence_told_{id}"  # name of the server's variable that says when a deployment's silence was told
 
 
 class Keeper:
     """Keeps the runs of deployments going: lost ones are marked as crashed, crashed ones are started again.
+
+    A deployment with a schedule and without success for too many days is told once, by the event SILENT.
 
     It looks at the state of the runs again and again, and does not wait for the events that tell of changes: a server
     without Redis forgets the order of its events when it is killed, and then holds back those of the runs under way
@@ -37,20 +43,22 @@ class Keeper:
     server
         Whose runs.
     settings
-        ``lost_minutes``, ``start_minutes`` and ``restarts`` are used.
+        ``lost_minutes``, ``start_minutes``, ``restarts``, ``quiet_days`` and ``quiet_days_screening`` are used.
     """
 
     def __init__(self, server: Server, settings: OperationsSettings) -> None:
         self._server, self._settings = server, settings
         self._signs: dict[str, tuple[Any, float]] = {}  # of each run: its last sign of life, and when that was new
+        self._silent: set[str] = set()  # deployments that were silent at the last look
 
     def look(self) -> list[str]:
-        """Mark and start again what is due now; gives a sentence for each. Nothing where the server does not answer."""
+        """Mark, start again and tell what is due now; gives a sentence for each, none where no server answers."""
         try:
             with _client(self._server, timeout=30) as client:
-                return [*self._mark_lost(client), *self._start_crashed(client)]
+                return [*self._mark_lost(client), *self._start_crashed(client), *self._tell_silence(client)]
         except httpx.HTTPError:
             self._signs.clear()
+            self._silent.clear()
             return []
 
     def _mark_lost(self, client: httpx.Client) -> Iterable[str]:
@@ -80,6 +88,54 @@ class Keeper:
             if now["state_type"] == "CRASHED" and crashes <= self._settings.restarts:
                 _set_state(client, run, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": AGAIN})
                 yield f"The run {run['name']} had crashed and is started again"
+
+    def _tell_silence(self, client: httpx.Client) -> Iterable[str]:
+        silent, limits = set(), {REFRESH: self._settings.quiet_days, SCREENING: self._settings.quiet_days_screening}
+        for deployment in _ask_scheduled(client, list(limits)):
+            since, days = _last_success(client, deployment), limits[deployment["name"]]
+            if datetime.now(UTC) - since < timedelta(days=days):
+                continue
+            silent.add(deployment["id"])
+            # Not at the first look: a server that has just started takes events before its automations hear them.
+            if deployment["id"] in self._silent and _note_silence(client, deployment, since, days):
+                yield f"{deployment['name']} has had no success for {days:g} days"
+        self._silent = silent
+
+
+def _ask_scheduled(client: httpx.Client, names: list[str]) -> list[dict[str, Any]]:
+    """Our deployments of these names that have a schedule."""
+    ours = {"tags": {"all_": ["meissner"]}, "name": {"any_": names}}
+    found = client.post("/deployments/filter", json={"deployments": ours}).raise_for_status().json()
+    return [deployment for deployment in found if deployment["schedules"]]
+
+
+def _last_success(client: httpx.Client, deployment: dict[str, Any]) -> datetime:
+    """When the deployment's last completed run ended, else when the deployment was made."""
+    completed = {"state": {"type": {"any_": ["COMPLETED"]}}, "deployment_id": {"any_": [deployment["id"]]}}
+    asked = {"flow_runs": completed, "sort": "END_TIME_DESC", "limit": 1}
+    found = client.post("/flow_runs/filter", json=asked).raise_for_status().json()
+    return datetime.fromisoformat(found[0]["end_time"] if found else deployment["created"])
+
+
+def _note_silence(client: httpx.Client, deployment: dict[str, Any], since: datetime, days: float) -> bool:
+    """Emit SILENT unless this silence was told; whether it was emitted. The server remembers, not this process."""
+    name, clock = TOLD.format(id=deployment["id"]), datetime.now(UTC).isoformat()
+    noted = client.post("/variables/filter", json={"variables": {"name": {"any_": [name]}}}).raise_for_status().json()
+    if noted and datetime.fromisoformat(noted[0]["value"]) >= since:
+        return False
+    event = {
+        "id": str(uuid5(UUID(deployment["id"]), since.isoformat())),  # the same from two machines that look at once
+        "event": SILENT,
+        "occurred": clock,
+        "resource": {"prefect.resource.id": f"prefect.deployment.{deployment['id']}"},
+        "payload": {"deployment": deployment["name"], "days": f"{days:g}", "since": f"{since:%Y-%m-%d %H:%M} UTC"},
+    }
+    client.post("/events", json=[event]).raise_for_status()
+    if noted:
+        client.patch(f"/variables/{noted[0]['id']}", json={"value": clock}).raise_for_status()
+    else:
+        client.post("/variables/", json={"name": name, "value": clock}).raise_for_status()
+    return True
 
 
 def _ask_runs(client: httpx.Client, asked: dict[str, Any]) -> list[dict[str, Any]]:

@@ -479,6 +479,9 @@ class OperationsSettings(StepSettings):
         (), description="Prefect blocks to notify, as slack-webhook/NAME, sendgrid-email/NAME, custom-webhook/NAME, ..."
     )
     quiet_days: float = Field(10, gt=0, description="Notify when refresh-weekly has had no success for so many days")
+    quiet_days_screening: float = Field(
+        40, gt=0, description="Notify when screen-monthly has had no success for so many days"
+    )
     score_drop: float = Field(
         0.05, ge=0, description="Notify when a new network scores lower than the promoted one by more than this"
     )

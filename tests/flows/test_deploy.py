@@ -18,10 +18,12 @@ from rich.console import Console
 
 from flows.automations import PREFIX, notified_blocks, register_automations, wanted_automations
 from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
+from flows.runs import TOLD, Keeper
+from flows.server import Server
 from flows.status import age, print_status, read_status
 from flows.up import PATIENCE
 from tasks.exceptions import InputError
-from tasks.settings import Settings
+from tasks.settings import OperationsSettings, Settings
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
@@ -159,6 +161,24 @@ def failing():
     raise ValueError("mp-1 has no bands")
 
 
+def fail():
+    with tags("meissner"), pytest.raises(ValueError, match="no bands"):
+        failing()
+    EventsWorker.drain_all(timeout=10)
+
+
+def post_until(posted, cause):
+    """Cause what is told again and again, until the server's triggers have learnt of the new automations."""
+    for _ in range(10):
+        cause()
+        deadline = time.monotonic() + 15
+        while not posted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if posted:
+            return posted[0]
+    raise AssertionError("nothing was posted")
+
+
 def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, settings, hook):
     url, posted = hook
     noisy = settings.model_copy(update={"notify_url": SecretStr(url)})
@@ -169,17 +189,9 @@ def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, setting
         *(f"{PREFIX}tell of {what}" for what in ("failures", "silence", "a worse network")),
     ]
     assert set(everything(noisy).values()) == {"unchanged"}
-    for _ in range(10):  # until the server's triggers have learnt of the new automations
-        with tags("meissner"), pytest.raises(ValueError, match="no bands"):
-            failing()
-        EventsWorker.drain_all(timeout=10)
-        deadline = time.monotonic() + 15
-        while not posted and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if posted:
-            break
-    assert posted[0]["subject"] == "meissner: fails failed"
-    assert "mp-1 has no bands" in posted[0]["text"]
+    found = post_until(posted, fail)
+    assert found["subject"] == "meissner: fails failed"
+    assert "mp-1 has no bands" in found["text"]
     quiet = everything(settings)
     assert quiet[f"{PREFIX}tell of failures"] == "removed"
     status = read_status(Workspace(settings.workspace), "http://server")
@@ -189,6 +201,27 @@ def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, setting
     shown = io.StringIO()
     print_status(Console(file=shown, width=200), status)
     assert "mp-1 has no bands" in shown.getvalue()
+
+
+def test_silence_is_told_by_webhook(registered, settings, hook):
+    url, posted = hook
+    everything(settings.model_copy(update={"notify_url": SecretStr(url)}))
+    limits = OperationsSettings().model_copy(update={"quiet_days": 1e-9})
+    with get_client(sync_client=True) as client:
+        server = Server(str(client.api_url).rstrip("/").removesuffix("/api"), owned=False)
+        deployment = client.read_deployment_by_name("refresh/refresh-weekly")
+        told = TOLD.format(id=deployment.id)
+
+        def be_silent():
+            if client.read_variable_by_name(told):
+                client.delete_variable_by_name(told)
+            keeper = Keeper(server, limits)
+            assert "refresh-weekly has had no success for 1e-09 days" in keeper.look() + keeper.look()
+
+        found = post_until(posted, be_silent)
+    assert found["subject"] == "meissner: refresh-weekly is silent"
+    assert f"since {deployment.created:%Y-%m-%d %H:%M} UTC" in found["text"]
+    everything(settings)
 
 
 def test_a_block_that_is_not_there_is_one_sentence(registered, settings):

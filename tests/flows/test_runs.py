@@ -1,4 +1,4 @@
-"""Lost runs are marked, crashed ones are started again, on a real server."""
+"""Lost runs are marked, crashed ones are started again, silence is told, on a real server."""
 
 import os
 import signal
@@ -14,17 +14,19 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.sorting import DeploymentSort
 from prefect.deployments.runner import RunnerDeployment
-from prefect.states import Crashed, Pending, Running
+from prefect.states import Completed, Crashed, Failed, Pending, Running
 
 from flows import runs
-from flows.runs import AGAIN, HEARTBEAT, Keeper
+from flows.runs import AGAIN, HEARTBEAT, REFRESH, SCREENING, SILENT, Keeper
 from flows.server import Server
 from tasks.settings import OperationsSettings
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
 
 SECOND = 1 / 60  # in minutes
+QUIET = 1.5 / 86400  # in days
 
 
 @flow(name="kept")
@@ -163,6 +165,67 @@ def test_a_run_whose_deployment_gives_no_signs_is_left_alone(client, server, ask
     time.sleep(0.2)
     assert keeper.look() == []
     assert client.read_flow_run(run.id).state.name == "Running"
+
+
+@pytest.fixture
+def unscheduled(client):
+    """No deployments that other modules have left on this server."""
+    for deployment in client.read_deployments(sort=DeploymentSort.NAME_ASC, limit=200):
+        if deployment.name in (REFRESH, SCREENING):
+            client.delete_deployment(deployment.id)
+
+
+@pytest.fixture(params=[REFRESH, SCREENING])
+def scheduled(request, client, unscheduled):
+    """A deployment with a schedule, made just now, and its limit as a setting."""
+    setting = {REFRESH: "quiet_days", SCREENING: "quiet_days_screening"}[request.param]
+    made = RunnerDeployment.from_flow(kept, name=request.param, tags=["meissner"], cron="0 3 1 1 *").apply()
+    yield made, {setting: QUIET}
+    client.delete_deployment(made)
+
+
+def silences(server, deployment, count):
+    """Payloads of the events that tell of a deployment's silence, once so many have arrived."""
+    asked = {"event": {"name": [SILENT]}, "resource": {"id": [f"prefect.deployment.{deployment}"]}}
+    deadline = time.monotonic() + 60
+    while True:
+        found = httpx.post(f"{server.api_url}/events/filter", json={"filter": asked}).raise_for_status().json()
+        if len(found["events"]) >= count:
+            return [event["payload"] for event in found["events"]]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def looks(server, limit):
+    """What two looks of a new keeper tell of silence."""
+    keeper = Keeper(server, quick(**limit))
+    return [told for told in keeper.look() + keeper.look() if "no success" in told]
+
+
+def test_a_schedule_without_success_is_told_once(client, server, scheduled, asked):
+    deployment, limit = scheduled
+    name = client.read_deployment(deployment).name
+    assert looks(server, limit) == [], "counted from when the deployment was made"
+    time.sleep(1.6)
+    asked(deployment, Running, Failed)
+    assert len(looks(server, limit)) == 1, "a failure is no success"
+    assert looks(server, limit) == [], "another keeper, the same silence"
+    (payload,) = silences(server, deployment, 1)
+    assert payload["deployment"] == name
+    ended = client.read_flow_run(asked(deployment, Running, Completed).id).end_time
+    assert looks(server, limit) == [], "counted from the success"
+    time.sleep(1.6)
+    assert Keeper(server, quick(**limit)).look() == [], "a server that has just started may not hear the first"
+    assert len(looks(server, limit)) == 1, "the next silence"
+    since = {payload["since"] for payload in silences(server, deployment, 2)}
+    assert f"{ended:%Y-%m-%d %H:%M} UTC" in since
+
+
+def test_a_deployment_without_a_schedule_is_never_silent(client, server, unscheduled):
+    made = RunnerDeployment.from_flow(kept, name=REFRESH, tags=["meissner"]).apply()
+    time.sleep(0.2)
+    assert looks(server, {"quiet_days": QUIET / 100}) == []
+    client.delete_deployment(made)
 
 
 def keep(workspace, **environment):
