@@ -38,8 +38,8 @@ SILENCE = (
 )
 DROP = (
     "{{ event.payload.network }} {{ event.payload.latest }}: {{ event.payload.score }} on folds "
-    "{{ event.payload.split }} is {{ event.payload.after }}; the promoted "
-    "{{ event.payload.promoted }} has {{ event.payload.before }}"
+    "{{ event.payload.split }} is {{ event.payload.after }}; "
+    "{{ event.payload.used }}, in use before, has {{ event.payload.before }}"
 )
 BLOCK = "meissner"  # name of the block that is made for an address
 PAGE = 200  # automations in one answer, the most that the server gives
@@ -86,7 +86,7 @@ def _notifying(
         ),
         _automation(
             "tell of a worse network",
-            f"A new network scores lower than the promoted one by more than {settings.operations.score_drop:g}",
+            f"A new network scores lower than the one in use before by more than {settings.operations.score_drop:g}",
             EventTrigger(expect={DROPPED}, match=here),
             _notify(settings, "meissner: {{ event.payload.network }} got worse", DROP),
         ),

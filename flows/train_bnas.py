@@ -31,8 +31,8 @@ def train_bnas(
     4. baselines: the same folds
     5. ensemble: networks trained on everything, for prediction
     6. finish: scores with intervals, calibration, figures, the stored model
-    7. tell: that both networks are ready to screen with, or that this one is worse than the promoted one by more
-       than ``allowed_drop``
+    7. tell: that both networks are ready to screen with, or that this one is worse than the one in use before
+       by more than ``allowed_drop``
     """
     if data:
         name = collection_name(data)

@@ -25,8 +25,8 @@ def train_s2snet(
     3. baselines: the same folds
     4. ensemble: networks trained on everything, for prediction
     5. finish: scores with intervals, calibrated probabilities, the stored model
-    6. tell: that both networks are ready to screen with, or that this one is worse than the promoted one by more
-       than ``allowed_drop``
+    6. tell: that both networks are ready to screen with, or that this one is worse than the one in use before
+       by more than ``allowed_drop``
     """
     started = datetime.now(UTC)
     plan = plan_training(workspace, settings)

@@ -2,7 +2,8 @@
 
 After new data both networks are trained, in any order. ``meissner.networks.ready`` is told once, by the training that
 finishes last: each training notes which state of the data it has seen, the one that ``tasks.dataset_events`` told last.
-A training on demand tells it at its end, too.
+A training on demand tells it at its end, too. It also notes which version it has left as the latest: the one in use
+before the next training, where none is promoted.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from prefect.events import Event
 from tasks.dataset_events import ANNOUNCED, tell, workspace_resource
 from tasks.exceptions import MissingStageError
 from tasks.model_store import latest_version, promoted_version
-from tasks.model_versions import HEADLINE, read_version
+from tasks.model_versions import HEADLINE, HONEST_SPLITS, read_version
 from tasks.workspace import Workspace
 
 READY = "meissner.networks.ready"
@@ -30,7 +31,8 @@ def tell_of_training(workspace: str, name: str, allowed_drop: float) -> list[Eve
 
 def tell_ready(workspace: Workspace, name: str) -> Event | None:
     """Emit READY where the other network has seen the same data."""
-    workspace.write_json(_seen_file(name), {"announced": _announced(workspace)})
+    seen = {"announced": _announced(workspace), "version": latest_version(workspace, name)}
+    workspace.write_json(_seen_file(name), seen)
     versions = {}
     for other in HEADLINE:
         try:
@@ -44,33 +46,47 @@ def tell_ready(workspace: Workspace, name: str) -> Event | None:
 
 
 def score_drop(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    """How much worse the latest version is than the promoted one on the split that counts; None if nothing to compare.
+    """How much worse the latest version is than the one in use before: the promoted one, else the latest until then.
+
+    Both are compared on the most honest split that both have.
 
     Returns
     -------
-    ``promoted``, ``latest``, ``split``, ``score``, ``before``, ``after``, and ``drop``, positive where it is worse.
+    ``used``, ``latest``, ``split``, ``score``, ``before``, ``after``, and ``drop``, positive where it is worse; None
+    where there is nothing to compare.
     """
-    before, after = promoted_version(workspace, name), latest_version(workspace, name)
-    if before is None or before == after:
+    used, latest = promoted_version(workspace, name) or _seen_version(workspace, name), latest_version(workspace, name)
+    if used is None or used == latest:
         return None
-    old, new = (read_version(workspace, name, version) for version in (before, after))
-    if old.headline is None:
+    try:
+        old, new = (read_version(workspace, name, version).scores for version in (used, latest))
+    except MissingStageError:  # a version that was cleaned up
         return None
-    split, was = old.headline
-    now = new.scores.get(split, {}).get(HEADLINE[name])
-    if now is None:
-        return None
-    found = {"promoted": before, "latest": after, "split": split, "score": HEADLINE[name]}
-    return found | {"before": was, "after": now, "drop": was - now}
+    score = HEADLINE[name]
+    for split in HONEST_SPLITS:
+        before, after = (scores.get(split, {}).get(score) for scores in (old, new))
+        if before is not None and after is not None:
+            found = {"used": used, "latest": latest, "split": split, "score": score}
+            return found | {"before": before, "after": after, "drop": before - after}
+    return None
 
 
 def tell_drop(workspace: Workspace, name: str, allowed: float) -> Event | None:
-    """Emit DROPPED where the latest version is worse than the promoted one by more than what is allowed."""
+    """Emit DROPPED where the latest version is worse than the one in use before by more than what is allowed."""
     found = score_drop(workspace, name)
     if found is None or found["drop"] <= allowed:
         return None
     resource = workspace_resource(workspace)
     return tell(DROPPED, resource, {"workspace": workspace.url, "network": name, **found})
+
+
+def _seen_version(workspace: Workspace, name: str) -> str | None:
+    """The latest version when a training ended before this one; None where none did."""
+    try:
+        found = workspace.read_json(_seen_file(name)).get("version")
+    except MissingStageError:
+        return None
+    return None if found is None else str(found)
 
 
 def _seen_file(name: str) -> str:

@@ -483,7 +483,7 @@ class OperationsSettings(StepSettings):
         40, gt=0, description="Notify when screen-monthly has had no success for so many days"
     )
     score_drop: float = Field(
-        0.05, ge=0, description="Notify when a new network scores lower than the promoted one by more than this"
+        0.05, ge=0, description="Notify when a new network scores lower than the one in use before by more than this"
     )
     lost_minutes: float = Field(
         5,

@@ -18,8 +18,11 @@ def told(workspace, name, allowed=0.05):
     return [event.event for event in tell_of_training(workspace, name, allowed)]
 
 
-def store(place, name, version, score):
-    scores = {"random": {name: {SCORE[name]: {"value": score}}, "mean": {SCORE[name]: {"value": 0.9}}}}
+def store(place, name, version, score, split="random", also=()):
+    scores = {
+        where: {name: {SCORE[name]: {"value": value}}, "mean": {SCORE[name]: {"value": 0.9}}}
+        for where, value in ({split: score} | dict(also)).items()
+    }
     tables = {"predictions": PREDICTED, "folds": SIDES}
     save_model(place, name, version, members=MEMBERS, config={}, metrics={"scores": scores}, **tables)
 
@@ -45,8 +48,8 @@ def test_the_training_that_ends_last_tells_that_both_are_ready(place):
 
 def test_a_score_that_dropped_by_more_than_is_allowed_is_told(place):
     store(place, "bnas", "a", 0.50)
+    assert told(place.url, "bnas") == [], "the first version"
     store(place, "bnas", "b", 0.40)
-    assert score_drop(place, "bnas") is None, "none was promoted"
     promote(place, "bnas", "a")
     found = score_drop(place, "bnas")
     assert (found["split"], found["before"], found["after"]) == ("random", 0.5, 0.4)
@@ -55,3 +58,27 @@ def test_a_score_that_dropped_by_more_than_is_allowed_is_told(place):
     assert told(place.url, "bnas", 0.2) == []
     store(place, "bnas", "c", 0.6)
     assert told(place.url, "bnas", 0.05) == []
+    store(place, "bnas", "d", 0.54)
+    assert told(place.url, "bnas", 0.05) == [], "better than the promoted one"
+
+
+def test_without_a_promotion_it_is_compared_with_the_version_before(place):
+    for version, score, events in (("a", 0.5, []), ("b", 0.4, [DROPPED]), ("b", 0.4, []), ("c", 0.38, [])):
+        store(place, "bnas", version, score)
+        assert told(place.url, "bnas", 0.05) == events
+    store(place, "bnas", "d", 0.1)
+    found = score_drop(place, "bnas")
+    assert (found["used"], found["latest"], found["before"], found["after"]) == ("c", "d", 0.38, 0.1)
+    place.remove("models/bnas/c/metrics.json")
+    assert score_drop(place, "bnas") is None, "cleaned up"
+
+
+def test_scores_are_compared_on_folds_that_both_have(place):
+    store(place, "bnas", "a", 0.5, split="family")
+    promote(place, "bnas", "a")
+    store(place, "bnas", "b", 0.4)
+    assert score_drop(place, "bnas") is None
+    store(place, "bnas", "a", 0.5, split="family", also={"random": 0.7})
+    store(place, "bnas", "b", 0.4)
+    found = score_drop(place, "bnas")
+    assert (found["split"], found["before"], found["after"]) == ("random", 0.7, 0.4)
