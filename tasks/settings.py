@@ -588,6 +588,10 @@ class Settings(BaseSettings):
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{file} is not valid TOML: {error}") from error
 
+    def without_secrets(self) -> dict[str, Any]:
+        """All settings but the secret ones as plain JSON, for the parameters of a flow."""
+        return self.model_dump(mode="json", exclude={"mp_api_key", "notify_url"})
+
     @property
     def processes(self) -> int:
         """Worker processes: the setting, or one a core."""

@@ -118,6 +118,11 @@ def stage_key(stage: str, code_version: int, inputs: Sequence[str], settings: Ba
     return hash_text(stage, str(code_version), *inputs, settings.model_dump_json() if settings else "")
 
 
+def shown_inputs(inputs: Sequence[str]) -> list[str]:
+    """Content hashes as a manifest holds them: each, or one of them all where there are many."""
+    return list(inputs) if len(inputs) <= SHOWN_INPUTS else [hash_text(*inputs)]
+
+
 def run_stage(
     workspace: Workspace,
     stage: str,
@@ -175,7 +180,7 @@ def run_stage(
         finished=finished_at,
         versions=software_versions(),
         code_version=code_version,
-        inputs=list(inputs) if len(inputs) <= SHOWN_INPUTS else [hash_text(*inputs)],
+        inputs=shown_inputs(inputs),
         settings=settings.model_dump(mode="json") if settings else {},
     )
     workspace.write_json(f"stages/{stage}/manifest.json", report.model_dump(mode="json"))

@@ -42,6 +42,9 @@ PIECES: tuple[tuple[str, str, Remedy], ...] = (
     ("validation/time-machine/*.parquet", "time-machine", "remake"),
     ("benchmarks/s2s/parts/*", "benchmark-s2s", "remake"),
 )
+# Nothing is lost with these: what they help to make is there, or is asked of a database, which may answer otherwise.
+SPARE = ("crystals/sources/*", "jobs/*", "stages/*/memo/*")
+FROM_SOURCES = ("clean", "crystals", "match", "order", "bands", "grid", "s2s")  # in a collection, of what it was made
 
 
 class Finding(BaseModel):
@@ -57,6 +60,8 @@ class Finding(BaseModel):
         What makes it again.
     stage
         Whose manifest vouches for it; None without one.
+    rerun
+        The stage that makes it again from what the workspace and the settings name; empty where none does.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,6 +74,7 @@ class Finding(BaseModel):
     remedy: Remedy
     stage: str | None = None
     shard: int | None = None
+    rerun: str = ""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -88,9 +94,18 @@ class Place:
     def find(self, name: str, what: str, problem: str, remedy: Remedy, made_by: str = "", **more: Any) -> Finding:
         """A finding here, with the command of the stage that makes the file."""
         again = more.pop("again", "") or self.command(made_by)
+        spare = any(fnmatchcase(name, pattern) for pattern in SPARE)
+        more["rerun"] = made_by if remedy != "none" and not spare and self._can_rerun(made_by) else ""
         return Finding(
             collection=self.folder, name=name, what=what, problem=problem, again=again, remedy=remedy, **more
         )
+
+    def _can_rerun(self, stage: str) -> bool:
+        """Whether a stage runs again without being told a source that is noted nowhere."""
+        if stage in ("pretrain-bnas", "benchmark-s2s"):
+            return False
+        from_sources = stage in FROM_SOURCES or (stage == "screen" and self.workspace.exists(KEPT))
+        return not (self.folder and from_sources)
 
     def command(self, stage: str) -> str:
         """What runs a stage here; a collection is made from its sources again, which it does not name."""
@@ -259,23 +274,24 @@ def _check_model(place: Place, folder: str, owners: Mapping[str, object]) -> lis
     findings = []
     configured = workspace.list(f"{folder}/*/config.json")
     versions = {name.split("/")[2] for name in configured}
-    pointers: tuple[tuple[str, Remedy, str], ...] = (
-        ("latest", "remake", place.command("screen" if _is_lent(place, f"{folder}/latest.json") else stage)),
-        ("promoted", "aside", "meissner models promote VERSION"),
+    maker = "screen" if _is_lent(place, f"{folder}/latest.json") else stage
+    pointers: tuple[tuple[str, Remedy, str, str], ...] = (
+        ("latest", "remake", maker, ""),
+        ("promoted", "aside", "", "meissner models promote VERSION"),
     )
-    for pointer, remedy, again in pointers:
+    for pointer, remedy, made_by, again in pointers:
         name = f"{folder}/{pointer}.json"
         if not workspace.exists(name):
             continue
         try:
             named = _named_versions(workspace.read_json(name))
         except (ValueError, KeyError, TypeError):
-            findings.append(place.find(name, "pointer", "cannot be read", remedy, again=again))
+            findings.append(place.find(name, "pointer", "cannot be read", remedy, made_by, again=again))
             continue
         if lost := [version for version in named if version not in versions]:
             problem = f"points to the version {lost[-1]}, which {GONE}"
             own: Remedy = "remake" if pointer == "latest" else "none"
-            findings.append(place.find(name, "pointer", problem, own, again=again, stage=stage))
+            findings.append(place.find(name, "pointer", problem, own, made_by, again=again, stage=stage))
     for config in configured:
         findings += _check_version(place, config.removesuffix("/config.json"), stage, owners)
     return findings

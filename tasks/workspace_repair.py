@@ -1,18 +1,45 @@
-"""Take away what is damaged, so that the next run makes exactly that again."""
+"""Take away what is damaged, so that exactly that is made again, and find the settings that made it."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from jobflow import JobStore
+from pydantic import ValidationError
 
+from tasks.cleaning import MDR_SOURCE
+from tasks.crystal_sources import as_sources, source_hash
+from tasks.downloads import fetch_mdr
+from tasks.exceptions import InputError
 from tasks.screening_kept import KEPT
+from tasks.settings import Settings
 from tasks.shards import forget_shards
+from tasks.sources import hash_source
+from tasks.stages import read_report, shown_inputs
 from tasks.workspace import Workspace
 from tasks.workspace_check import GONE, Finding, inner_workspace
+from tasks.workspace_tables import COMMANDS
 
 ASIDE = "damaged"
 FACTS = "grids/facts"
 FROM_BANDS = ("grids/*", "crystals/ordered.parquet", "bands/*", "stages/grid/*")  # what a screening of a source keeps
+
+STEPS = {  # the settings that a stage's manifest holds
+    "clean": "cleaning",
+    "crystals": "crystal",
+    "match": "matching",
+    "order": "ordering",
+    "bands": "bands",
+    "grid": "grid",
+    "s2s": "s2s",
+    "audit": "audit",
+    "pretrain-s2snet": "s2snet_pretraining",
+    "train-bnas": "bnas",
+    "train-s2snet": "s2snet",
+    "tune": "tuning",
+    "screen": "screening",
+    "report": "report",
+    "time-machine": "time_machine",
+}
 
 
 def repair_workspace(workspace: Workspace, findings: Sequence[Finding], jobs: JobStore | None = None) -> list[str]:
@@ -81,3 +108,51 @@ def _beside(place: Workspace, name: str) -> list[str]:
         stem = stem.removesuffix("-rejected")
         return place.list(f"{folder}/{stem}-rejected.parquet") + place.list(f"{folder}/{stem}.*")
     return place.list(f"{folder}/{stem}.*")
+
+
+def plan_repair(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    """Collection (empty: the workspace) and stage of all that runs again, in the order of the pipeline."""
+    order = list(COMMANDS)
+    work = {(finding.collection, finding.rerun) for finding in findings if finding.rerun}
+    return sorted(work, key=lambda one: (one[0], order.index(one[1])))
+
+
+def made_with(place: Workspace, stage: str, settings: Settings) -> Settings:
+    """The settings with those of the stage's last run, as its manifest holds them.
+
+    Raises
+    ------
+    InputError
+        If the stage reads reports or crystals, and those of the settings are not the ones that it was made from.
+    """
+    report = read_report(place, stage)
+    if report and stage in STEPS:
+        own = type(getattr(settings, STEPS[stage]))
+        try:
+            settings = settings.model_copy(update={STEPS[stage]: own.model_validate(report.settings)})
+        except ValidationError as error:
+            raise InputError(f"The settings in the manifest of {stage} are of another version of the code") from error
+    if stage in ("clean", "crystals"):
+        named = settings.supercon if stage == "clean" else ", ".join(settings.crystals)
+        if report is None:
+            raise InputError(f"What the stage {stage} was made from is no longer known")
+        if shown_inputs(_given_inputs(place, stage, settings)) != report.inputs:
+            raise InputError(f"The stage {stage} was made from something else than {named}: give its profile")
+    return settings
+
+
+def _given_inputs(place: Workspace, stage: str, settings: Settings) -> list[str]:
+    """Content hashes of what the settings name, as the stage's own task makes them."""
+    if stage == "crystals":
+        return [source_hash(place, source) for source in as_sources(settings.crystals)]
+    source = settings.supercon
+    return [hash_source(str(fetch_mdr(settings.mdr, settings.fetch)) if source == MDR_SOURCE else source)]
+
+
+def still_lost(workspace: Workspace, before: Sequence[Finding], after: Sequence[Finding]) -> list[Finding]:
+    """What is damaged after a repair, and what was moved aside and did not come back."""
+    told = {finding.place for finding in after}
+    gone = [
+        one for one in before if one.remedy == "aside" and one.place not in told and not workspace.exists(one.place)
+    ]
+    return sorted([*after, *gone], key=lambda finding: finding.place)

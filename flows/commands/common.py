@@ -66,7 +66,9 @@ def steps_of(settings: "Settings", *names: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(settings: "Settings", stages: tuple[str, ...]) -> Iterator[tuple["Workspace", "Console"]]:
+def opened(
+    settings: "Settings", stages: tuple[str, ...], to_stderr: bool = False
+) -> Iterator[tuple["Workspace", "Console"]]:
     """A checked workspace, a Prefect server, a live display, and a Ctrl-C that stops within seconds."""
     from rich.console import Console
 
@@ -78,7 +80,7 @@ def opened(settings: "Settings", stages: tuple[str, ...]) -> Iterator[tuple["Wor
 
     place = Workspace(settings.workspace)
     place.check_writable()
-    console = Console()
+    console = Console(stderr=to_stderr)
     with stop_on_interrupt(), prefect_server(place) as server:
         mark_crashed_runs(server)
         console.print(f"[dim]Workspace {place.url} · Prefect's UI {server.ui_url}[/]")
