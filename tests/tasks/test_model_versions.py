@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from flows.cli import main
 from flows.display import HEADLINE as SHOWN_HEADLINE
 from tasks.exceptions import InputError
 from tasks.model_store import chosen_version, promote, promoted_version, rollback
@@ -95,6 +96,76 @@ def test_two_versions_are_compared_by_origin_and_scores(two):
         find_version(workspace, "zz")
     with pytest.raises(InputError, match="No version begins with ''"):
         find_version(workspace, "")
+
+
+@pytest.fixture
+def meissner(monkeypatch, capsys):
+    """Calls the command line as the program does; gives exit code, output and error output."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["meissner", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_commands_list_compare_promote_and_roll_back(two, meissner):
+    workspace, before, after = two
+    here = "--workspace", workspace.root
+
+    def states():
+        code, shown, _ = meissner("models", "list", "--json", *here)
+        assert code == 0
+        return {row["version"]: row["in_use"] for row in json.loads(shown) if row["name"] == "bnas"}
+
+    assert states() == {before["bnas"]: False, after["bnas"]: True}
+    for version in (before, after):
+        code, shown, _ = meissner("models", "promote", version["bnas"][:6], *here)
+        assert code == 0
+        assert shown.startswith(f"bnas {version['bnas']} is in use from now on; back: meissner models rollback bnas")
+        assert states()[version["bnas"]]
+    code, shown, _ = meissner("models", "list", *here)
+    lines = {version: next(line for line in shown.splitlines() if version in line) for version in states()}
+    score = read_version(workspace, "bnas", after["bnas"]).headline[1]
+    assert code == 0
+    assert "in use, promoted, latest" in lines[after["bnas"]]
+    assert f"{score:.3f}" in lines[after["bnas"]]
+    assert "in use" not in lines[before["bnas"]]
+    assert meissner("models", "rollback", "bnas", *here)[:2] == (0, f"bnas {before['bnas']} is in use again\n")
+    assert states() == {before["bnas"]: True, after["bnas"]: False}
+    code, shown, _ = meissner("models", "compare", before["bnas"], after["bnas"], *here)
+    assert code == 0
+    first, second = (read_version(workspace, "bnas", one["bnas"]).headline[1] for one in (before, after))
+    row = next(line for line in shown.splitlines() if "score r2_log_all, chemical-system" in line)
+    assert f"{first:.4g}" in row
+    assert f"{second:.4g}" in row
+    assert f"{second - first:+.3g}" in row
+    code, shown, _ = meissner("models", "compare", before["bnas"], after["bnas"], "--json", *here)
+    assert code == 0
+    assert json.loads(shown)["version"] == [before["bnas"], after["bnas"]]
+
+
+def test_a_wrong_version_or_network_is_one_sentence_and_exit_code_2(two, meissner, tmp_path):
+    workspace, before, _after = two
+    here = "--workspace", workspace.root
+    mistakes = {
+        ("promote", "zz", *here): "No version begins with 'zz' in the workspace",
+        ("compare", before["bnas"], "zz", *here): "No version begins with 'zz' in the workspace",
+        ("rollback", "cnn", *here): "The network 'cnn' is not one of bnas, s2snet",
+        ("rollback", "bnas", *here): "none was ever promoted",
+    }
+    for arguments, sentence in mistakes.items():
+        code, shown, told = meissner("models", *arguments)
+        assert (code, shown, told.count("\n")) == (2, "", 1)
+        assert told.startswith("meissner: ")
+        assert sentence in told
+    assert promoted_version(workspace, "bnas") is None
+    code, shown, _ = meissner("models", "list", "--workspace", tmp_path / "new")
+    assert code == 0
+    assert "No trained network" in shown
 
 
 def test_the_terminal_shows_the_score_that_versions_are_judged_by():
