@@ -26,6 +26,7 @@ from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import grid_of, make_grid
+from tasks.held_out import read_predictions
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards, structure_amounts
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.settings import GridSettings, ScreeningSettings
@@ -70,7 +71,9 @@ class Prediction(BaseModel):
     tc_high_kelvin: float | None = None
     tc_image_spread_kelvin: float | None = Field(None, description="Standard deviation over the 24 images, kelvin")
     band_gap_ev: float | None = None
-    distance: float | None = Field(None, description="From the training set; above 1 is far")
+    distance: float | None = Field(
+        None, description="From the training set of the networks that answer, the larger; above 1 is far"
+    )
     abstain: bool | None = Field(None, description="True where the material is too far from the training set")
     known: str | None = Field(None, description="exact, similar, doped or none: whether the composition is measured")
     known_formula: str | None = None
@@ -110,6 +113,12 @@ class Predictor:
         index = self.workspace.read_table(INDEX, ["formula", "tc_kelvin"])
         labelled = index.filter(pc.is_valid(index["tc_kelvin"]))["formula"].to_pylist()
         return TrainingDistance([element_amounts(formula) for formula in sorted(set(labelled))])
+
+    @cached_property
+    def s2snet_distance(self) -> TrainingDistance:
+        """Distance from the compositions that S2SNet was trained on: those it was held out from."""
+        held_out = read_predictions(self.workspace, "s2snet", self.s2snet.version)["formula"].to_pylist()
+        return TrainingDistance([element_amounts(formula) for formula in sorted(set(held_out))])
 
 
 def predict(
@@ -167,7 +176,8 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
             answer = _ask_model(bands, predictor)
         else:
             structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
-            answer = describe(structure, predictor, max_distance) | _ask_s2snet(structure, predictor)
+            distances = [predictor.s2snet_distance, *([predictor.distance] if bands else [])]
+            answer = describe(structure, predictor.known, distances, max_distance) | _ask_s2snet(structure, predictor)
             answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
     except (CheckpointError, MissingStageError):
         raise
@@ -209,11 +219,13 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-def describe(structure: Structure, predictor: Predictor, max_distance: float) -> dict[str, Any]:
-    """What can be said of a crystal before a network is asked."""
+def describe(
+    structure: Structure, measured: KnownSuperconductors, distances: Sequence[TrainingDistance], max_distance: float
+) -> dict[str, Any]:
+    """What can be said of a crystal before a network is asked; of several distances the largest counts."""
     amounts = structure_amounts(structure)
-    known = predictor.known.find(amounts)
-    distance = float(predictor.distance([amounts])[0])
+    known = measured.find(amounts)
+    distance = max(float(far([amounts])[0]) for far in distances)
     return {
         "formula": structure.composition.reduced_formula,
         "space_group": _space_group(structure),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from ase import Atoms
 from ase.io import write as ase_write
@@ -15,12 +16,13 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.electronic_structure.bandstructure import BandStructure
 from pymatgen.electronic_structure.core import Spin
 
+from models.applicability import TrainingDistance
 from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.s2snet_training import predict_logits
 from tasks.exceptions import InputError, MissingStageError, RefusedError
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
-from tasks.prediction import NEEDS_BANDS, NO_ATOMS, round_significant
+from tasks.prediction import NEEDS_BANDS, NO_ATOMS, Predictor, round_significant
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.schemas import CANDIDATES, FETCHED_CRYSTALS, ORDERED
 from tasks.screening import (
@@ -313,6 +315,22 @@ def test_predict_agrees_with_the_screening(screened: Workspace, tmp_path: Path, 
     (answer,) = predict([path], screened)
     for name in ("probability", "probability_low", "probability_high", "distance"):
         assert getattr(answer, name) == rows["VC"][name]
+
+
+def test_distance_is_from_the_training_set_of_the_network_that_answers(
+    copy: Workspace, tmp_path: Path, rows, shared_data
+):
+    name = next(name for name in copy.list("models/s2snet/*/predictions.parquet"))
+    table = copy.read_table(name)
+    copy.write_table(name, table.filter(pc.is_in(table["formula"], value_set=pa.array(["NbN", "TiN"]))))
+    (tmp_path / "VC.json").write_text(rows["VC"]["structure"])
+    vasprun = shared_data / "vasp" / "MgB2" / "vasprun.xml.gz"
+    crystal, bands = predict([tmp_path / "VC.json", vasprun], copy)
+    own = TrainingDistance([element_amounts("NbN"), element_amounts("TiN")])
+    assert crystal.distance == pytest.approx(own([element_amounts("VC")])[0], abs=1e-4)
+    assert abs(crystal.distance - rows["VC"]["distance"]) > 0.1
+    both = [far([element_amounts("MgB2")])[0] for far in (own, Predictor(copy).distance)]
+    assert bands.distance == pytest.approx(max(both), rel=1e-4)
 
 
 def test_predict_asks_both_networks_about_a_vasprun(screened: Workspace, shared_data: Path):

@@ -1,16 +1,22 @@
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from models.applicability import TrainingDistance
 from models.exceptions import CheckpointError, ModelInputError
 from models.s2snet import CONFIGS
 from tasks.bnas_data import cross_validations
 from tasks.exceptions import InputError, MissingStageError
+from tasks.known import element_amounts
 from tasks.model_store import load_model
+from tasks.prediction import NEEDS_BANDS, predict
 from tasks.s2snet_data import choose_network, make_plan, pretraining_rows, read_crystals
 from tasks.s2snet_scores import NETWORK_ALONE, TREES_ALONE
 from tasks.schemas import FOLDS, ORDERED, PREDICTIONS
+from tasks.schemas import SUPERCONDUCTORS as MEASURED_SCHEMA
 from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import hash_text
 from tasks.train_s2snet import gather, load_s2snet, score_part, train_part
@@ -33,6 +39,11 @@ CUBIC = {
 }
 SUPERCONDUCTORS = {"Al": 1.2, "Pb": 7.2, "Nb": 9.3, "V": 5.4, "Ta": 4.5, "NbN": 16.0, "ZrN": 10.0}
 UNKNOWN = {"Au", "LiF"}
+MEASURED = [
+    {"formula": formula, "tc_kelvin": tc, "tc_std_kelvin": 0.0, "reports": 1, "family": "other", "source": "made"}
+    | {"source_rows": [1]}
+    for formula, tc in SUPERCONDUCTORS.items()
+]
 
 
 def cubic(centring: str, symbols: tuple[str, ...], a: float) -> Structure:
@@ -181,6 +192,30 @@ def test_crystals_in_one_question_do_not_touch_each_other(trained):
     together = ensemble.predict([EXAMPLES[name]() for name in EXAMPLES]).probability
     alone = [ensemble.predict([make()]).probability[0] for make in EXAMPLES.values()]
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+@pytest.fixture
+def no_grids(trained, tmp_path) -> Workspace:
+    """A copy of the workspace with the ensemble, with what is measured and without grids or BNAS."""
+    shutil.copytree(trained[0].local("."), tmp_path / "no-grids")
+    workspace = Workspace(tmp_path / "no-grids")
+    measured = [dict.fromkeys(MEASURED_SCHEMA.names) | found for found in MEASURED]
+    workspace.write_table("supercon/superconductors.parquet", pa.Table.from_pylist(measured, schema=MEASURED_SCHEMA))
+    return workspace
+
+
+def test_a_crystal_is_answered_without_grids(no_grids, tmp_path):
+    crystal = cubic("face", ("Nb", "C"), 4.47)
+    crystal.to(str(tmp_path / "NbC.cif"))
+    (answer,) = predict([tmp_path / "NbC.cif"], no_grids)
+    assert answer.error is None
+    assert (answer.formula, answer.known, answer.tc_kelvin, answer.note) == ("NbC", "none", None, NEEDS_BANDS)
+    assert 0 < answer.probability < 1
+    formulas = {"".join(symbols) for _, symbols in CUBIC} - UNKNOWN
+    distance = TrainingDistance([element_amounts(formula) for formula in sorted(formulas)])
+    expected = distance([element_amounts("NbC")])[0]
+    assert answer.distance == pytest.approx(expected, abs=1e-4)
+    assert answer.abstain == (expected > 1)
 
 
 def test_atom_weights_are_one_a_site(trained):
