@@ -13,12 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.model_versions import ModelVersion, list_versions
+from tasks.progress import count_reasons
 from tasks.report_data import read_stages
-from tasks.stages import read_report
+from tasks.stages import StageReport, read_report
 from tasks.workspace import Workspace
 
 BAD = ["FAILED", "CRASHED"]
 PAGE = 200  # the most that the server gives at once
+SHOWN_REASONS = 3  # of a stage's refusals
+HEADINGS = {"reason": "why", "progress": "progress"}
 COLOURS = {"Completed": "green", "Failed": "red", "Crashed": "red", "Late": "yellow", "Running": "cyan"}
 
 
@@ -33,10 +36,11 @@ class Run(BaseModel):
     at: datetime | None
     seconds: float | None
     reason: str | None
+    progress: str | None = None
 
 
 class Stage(BaseModel):
-    """A finished stage of the workspace."""
+    """A finished stage of the workspace; ``reasons`` counts the commonest of its refusals."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,6 +48,7 @@ class Stage(BaseModel):
     finished: datetime
     rows_in: int
     rows_refused: int
+    reasons: dict[str, int]
     counts: dict[str, Any]
     versions: dict[str, str]
 
@@ -57,6 +62,7 @@ class Status(BaseModel):
     server: str
     workspace: str
     last: list[Run]
+    running: list[Run]
     next: list[Run]
     late: list[Run]
     failed: list[Run]
@@ -72,7 +78,7 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
     days
         How far back a failure is told.
     count
-        Failures and late runs at most.
+        Failures, late runs and runs under way at most.
     """
     with get_client(sync_client=True) as client:
         flows = client.request("POST", "/flows/filter", json={"sort": "NAME_ASC", "limit": PAGE}).json()
@@ -82,6 +88,8 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
         began = {"state": {"type": {"not_any_": ["SCHEDULED"]}}}
         ended = {"state": {"type": {"any_": BAD}}, "expected_start_time": since}
         last = [run for flow in names for run in _runs(client, began, 1, flow=flow)]
+        running = _runs(client, {"state": {"type": {"any_": ["RUNNING"]}}}, count)
+        progress = [_progress(client, run) for run in running]
         late = _runs(client, {"state": {"name": {"any_": ["Late"]}}}, count)
         failed = _runs(client, ended, count)
         waiting = {"state": {"name": {"any_": ["Scheduled", "AwaitingConcurrencySlot"]}}}
@@ -92,6 +100,9 @@ def read_status(workspace: Workspace, server: str, days: float = 7, count: int =
         server=server,
         workspace=workspace.url,
         last=[_told(run, names) for run in sorted(last, key=lambda run: _when(run) or now, reverse=True)],
+        running=[
+            _told(run, names).model_copy(update={"progress": text}) for run, text in zip(running, progress, strict=True)
+        ],
         next=[_told(run, names) for run in sorted(first_due.values(), key=lambda run: _when(run) or now)],
         late=[_told(run, names) for run in late],
         failed=[_told(run, names) for run in failed],
@@ -115,6 +126,16 @@ def _runs(
     return [FlowRun.model_validate(run) for run in answer.json()]
 
 
+def _progress(client: SyncPrefectClient, run: FlowRun) -> str | None:
+    """What moved last, in the run or in a flow that it has started."""
+    wanted: dict[str, Any] = {"flow_runs": {"parent_flow_run_id": {"any_": [str(run.id)]}}}
+    started = client.request("POST", "/flow_runs/filter", json=wanted).json()
+    those = {"any_": [str(run.id), *(one["id"] for one in started)]}
+    wanted = {"artifacts": {"type": {"any_": ["progress"]}, "flow_run_id": those}}
+    found = client.request("POST", "/artifacts/filter", json=wanted | {"sort": "UPDATED_DESC", "limit": 1}).json()
+    return f"{found[0]['description']}, {found[0]['data']:.0f} %" if found else None
+
+
 def _when(run: FlowRun) -> datetime | None:
     return run.end_time or run.start_time or run.expected_start_time
 
@@ -134,20 +155,30 @@ def _told(run: FlowRun, names: dict[Any, str]) -> Run:
 def _stages(workspace: Workspace) -> list[Stage]:
     found = [*read_stages(workspace), read_report(workspace, "report")]
     fields = set(Stage.model_fields)
-    return [Stage.model_validate(report.model_dump(include=fields)) for report in found if report]
+    return [
+        Stage(**report.model_dump(include=fields), reasons=_reasons(workspace, report)) for report in found if report
+    ]
+
+
+def _reasons(workspace: Workspace, report: StageReport) -> dict[str, int]:
+    name = f"stages/{report.stage}/rejected.parquet"
+    if not report.rows_refused or not workspace.exists(name):
+        return {}
+    return count_reasons(workspace.read_table(name).to_pylist(), SHOWN_REASONS)
 
 
 def print_status(console: Console, status: Status) -> None:
     """Print the tables, empty ones left out."""
     console.print(f"[dim]{status.workspace} · Prefect server {status.server}[/]")
     _print_runs(console, "Last runs", status.last, status.at)
+    _print_runs(console, "Under way", status.running, status.at, more="progress")
     _print_runs(console, "Next", status.next, status.at)
     _print_runs(console, "Late: no worker has taken them", status.late, status.at)
-    _print_runs(console, "Failed", status.failed, status.at, reasons=True)
-    table = _table("Stages of the workspace", "stage", "finished", "rows in", "refused")
+    _print_runs(console, "Failed", status.failed, status.at, more="reason")
+    table = _table("Stages of the workspace", "stage", "finished", "rows in", "refused", "most often because")
     for stage in status.stages:
         row = stage.stage, age(status.at, stage.finished), str(stage.rows_in), str(stage.rows_refused)
-        table.add_row(*row)
+        table.add_row(*row, "\n".join(f"{count} × {escape(reason)}" for reason, count in stage.reasons.items()))
     if table.row_count:
         console.print(table)
     table = _table("Networks", "network", "version", "score", "on folds", "trained", "")
@@ -160,14 +191,15 @@ def print_status(console: Console, status: Status) -> None:
         console.print(table)
 
 
-def _print_runs(console: Console, title: str, runs: Sequence[Run], now: datetime, *, reasons: bool = False) -> None:
-    table = _table(title, "flow", "run", "state", "when", "took", *(["why"] if reasons else []))
+def _print_runs(console: Console, title: str, runs: Sequence[Run], now: datetime, more: str = "") -> None:
+    """One line a run; ``more`` names a field whose first line stands at the end."""
+    table = _table(title, "flow", "run", "state", "when", "took", *([HEADINGS[more]] if more else []))
     for run in runs:
         colour = COLOURS.get(run.state, "")
         state = f"[{colour}]{run.state}[/]" if colour else run.state
         took = "" if run.seconds is None else f"{run.seconds:.1f} s"
-        why = [escape((run.reason or "").splitlines()[0])] if reasons else []
-        table.add_row(run.flow, run.run, state, age(now, run.at), took, *why)
+        last = [escape((getattr(run, more) or "").partition("\n")[0])] if more else []
+        table.add_row(run.flow, run.run, state, age(now, run.at), took, *last)
     if runs:
         console.print(table)
 

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -135,8 +135,8 @@ def leave_summary(workspace: Workspace, report: StageReport) -> StageReport:
     if refused:
         table = f"[a table](/artifacts/key/refused-{report.stage})"
         lines += [f"\n## Refused ({len(refused)})", f"The first {SHOWN_REFUSALS} are in {table}, by reason:"]
-        reasons = Counter(without_numbers(row["reason"]) for row in refused).most_common(SHOWN_REASONS)
-        lines += ["\n| reason | items |\n|---|---|", *(f"| {_cell(why)} | {count} |" for why, count in reasons)]
+        reasons = count_reasons(refused, SHOWN_REASONS)
+        lines += ["\n| reason | items |\n|---|---|", *(f"| {_cell(why)} | {count} |" for why, count in reasons.items())]
         leave_table(f"refused-{report.stage}", refused[:SHOWN_REFUSALS], f"{report.stage}: what it refused, and why")
         for row in () if report.reused else refused[:SHOWN_REFUSALS]:
             fields = {"stage": report.stage, "item": row["item"], "reason": row["reason"]}
@@ -159,6 +159,11 @@ def leave_overview(workspace: Workspace, key: str, reports: Sequence[StageReport
         name = f"[{report.stage}](/artifacts/key/stage-{report.stage})"
         lines.append(f"| {name} | {report.rows_in} | {report.rows_refused} | {time} | {_cell(made)} |")
     create_markdown_artifact("\n".join(lines), key=f"overview-{key}", description=f"{key}: all stages")
+
+
+def count_reasons(refused: Iterable[Mapping[str, Any]], most: int) -> dict[str, int]:
+    """How many rows of a REJECTED table have each reason, numbers aside; the ``most`` commonest, in that order."""
+    return dict(Counter(without_numbers(row["reason"]) for row in refused).most_common(most))
 
 
 def without_numbers(reason: str) -> str:

@@ -35,6 +35,22 @@ def prefect_harness():
         yield
 
 
+@pytest.fixture
+def meissner(monkeypatch, capsys):
+    """Calls the command line as the program does; gives exit code, output and error output."""
+    from flows.cli import main
+
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["meissner", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_server_left_in_the_environment():
     """A module that leaves the address of a server that is gone would break the commands of the next."""

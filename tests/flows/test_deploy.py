@@ -13,6 +13,8 @@ from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Failed
 from pydantic import SecretStr
 from rich.console import Console
 
@@ -20,10 +22,12 @@ from flows.automations import PREFIX, notified_blocks, register_automations, wan
 from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
 from flows.runs import TOLD, Keeper
 from flows.server import Server
-from flows.status import age, print_status, read_status
+from flows.status import Status, age, print_status, read_status
 from flows.up import PATIENCE
 from tasks.exceptions import InputError
+from tasks.progress import stage_progress
 from tasks.settings import OperationsSettings, Settings
+from tasks.stages import Rejection, StageOutcome, run_stage
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
@@ -222,6 +226,57 @@ def test_silence_is_told_by_webhook(registered, settings, hook):
     assert found["subject"] == "meissner: refresh-weekly is silent"
     assert f"since {deployment.created:%Y-%m-%d %H:%M} UTC" in found["text"]
     everything(settings)
+
+
+@pytest.fixture
+def on_the_server(monkeypatch, meissner):
+    """Commands on the server of these tests."""
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    return meissner
+
+
+def test_status_tells_what_is_under_way_and_why_items_were_refused(on_the_server, tmp_path):
+    reasons = ["band gap 1.2 eV is above 0.2 eV", "band gap 3 eV is above 0.2 eV", "no [crystal]"]
+    outcome = StageOutcome(4, 1, rejected=[Rejection(f"mp-{number}", why) for number, why in enumerate(reasons)])
+    run_stage(Workspace(tmp_path), "order", lambda: outcome, code_version=1, inputs=[])
+    shown = {}
+
+    @flow(name="stage")
+    def stage():
+        with stage_progress("bands", 4) as advance:
+            advance(1)
+            for form in ((), ("--json",)):
+                shown[form] = on_the_server("status", "--workspace", tmp_path, *form)
+
+    @flow(name="whole", flow_run_name="whole-run")
+    def whole():
+        stage()
+
+    whole()
+    code, told, _ = shown[()]
+    assert code == 0
+    line = told[told.index("Under way") :].splitlines()[3]
+    assert [cell.strip() for cell in line.split("│")][:3] == ["whole", "whole-run", "Running"]
+    assert line.rstrip().endswith("bands, 25 %")
+    assert "2 × band gap … eV is above … eV" in told
+    assert "1 × no [crystal]" in told
+    code, told, _ = shown["--json",]
+    assert code == 0
+    found = Status.model_validate_json(told)
+    assert [run.progress for run in found.running if run.flow == "whole"] == ["bands, 25 %"]
+    assert "stage" not in {run.flow for run in found.running}, "another flow has started it"
+    assert found.workspace == Workspace(tmp_path).url
+    [order] = found.stages
+    assert (order.rows_in, order.rows_refused) == (4, 3)
+    assert order.reasons == {"band gap … eV is above … eV": 2, "no [crystal]": 1}
+
+
+def test_status_of_a_failure_without_a_reason(on_the_server, tmp_path):
+    with get_client(sync_client=True) as client:
+        client.create_flow_run(failing, name="unexplained", state=Failed())
+    code, told, _ = on_the_server("status", "--workspace", tmp_path)
+    assert code == 0, "it is told, and no failure of this command"
+    assert any("unexplained" in line and "Failed" in line for line in told.splitlines())
 
 
 def test_a_block_that_is_not_there_is_one_sentence(registered, settings):

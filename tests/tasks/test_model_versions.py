@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from flows.cli import main
 from flows.display import HEADLINE as SHOWN_HEADLINE
 from tasks.exceptions import InputError
 from tasks.model_store import chosen_version, promote, promoted_version, rollback
@@ -96,20 +95,6 @@ def test_two_versions_are_compared_by_origin_and_scores(two):
         find_version(workspace, "zz")
     with pytest.raises(InputError, match="No version begins with ''"):
         find_version(workspace, "")
-
-
-@pytest.fixture
-def meissner(monkeypatch, capsys):
-    """Calls the command line as the program does; gives exit code, output and error output."""
-    monkeypatch.setenv("COLUMNS", "250")
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["meissner", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_commands_list_compare_promote_and_roll_back(two, meissner):
