@@ -147,8 +147,7 @@ def read_mp_bands(
     _check_batch(batch)
     names = None if identifiers is None else {table_identifier(name): name for name in identifiers}
     dataset = open_table(url, storage_options)
-    predicate = wanted_rows(names, max_gap_ev)
-    return _gather(_read_table(url, dataset, predicate, names), batch)
+    return _gather(_read_table(url, dataset, max_gap_ev, names), batch)
 
 
 def open_table(url: str, storage_options: Mapping[str, str] | None = None) -> Any:
@@ -212,9 +211,52 @@ def table_errors(url: str) -> Iterator[None]:
         raise unreadable(url, error) from error
 
 
-def no_such_row(url: str, identifier: str, name: str) -> Rejection:
-    """The refusal of a material that the table does not hold."""
-    return Rejection(name, f"{url} has no uniform run of {name} ({identifier}) with a small enough gap")
+def missing_rows(url: str, dataset: Any, names: Mapping[str, str], max_gap_ev: float | None) -> list[Rejection]:
+    """Why each of some materials has no row that is wanted: unknown to the table, a run along lines, or a large gap.
+
+    Parameters
+    ----------
+    names
+        By the table's identifiers.
+
+    Raises
+    ------
+    RemoteError
+        If the server does not answer.
+    """
+    from pyarrow.dataset import field
+
+    wanted = field("identifier").isin(list(names))
+
+    def read(file: Any) -> list[dict[str, Any]] | None:
+        try:
+            with table_errors(url):
+                columns = ["identifier", *FILTERED]
+                return list(file.to_table(schema=dataset.schema, columns=columns, filter=wanted).to_pylist())
+        except InputError:
+            return None
+
+    files = list(map_ahead(read, dataset.get_fragments(filter=wanted), 8)) if names else []
+    readable = "" if None not in files else " in what can be read of it"
+    runs: dict[str, list[dict[str, Any]]] = {identifier: [] for identifier in names}
+    for row in itertools.chain.from_iterable(found for found in files if found):
+        runs[str(row["identifier"])].append(row)
+    return [
+        Rejection(name, f"{url} has {_why_missing(runs[identifier], max_gap_ev, f'{name} ({identifier})')}{readable}")
+        for identifier, name in names.items()
+    ]
+
+
+def _why_missing(runs: Sequence[Mapping[str, Any]], max_gap_ev: float | None, name: str) -> str:
+    if not runs:
+        return f"no run of {name}"
+    uniform = [run["band_gap"] for run in runs if run["path_convention"] == UNIFORM]
+    if not uniform:
+        lines = ", ".join(sorted({str(run["path_convention"]) for run in runs}))
+        return f"no uniform run of {name}, only one along lines ({lines})"
+    if max_gap_ev is not None and all(gap is not None and gap > max_gap_ev for gap in uniform):
+        return f"a gap of {min(uniform):.3f} eV for {name}, above the limit of {max_gap_ev} eV"
+    return f"a uniform run of {name}, which the other choices (elements, since) leave out"
 
 
 def twice(identifier: str, name: str) -> Rejection:
@@ -309,8 +351,10 @@ def map_ahead(read: Callable[[Source], Result], sources: Iterable[Source], threa
 
 
 def _read_table(
-    url: str, dataset: Any, predicate: Any, names: Mapping[str, str] | None
+    url: str, dataset: Any, max_gap_ev: float | None, names: Mapping[str, str] | None
 ) -> Iterator[UniformBands | Rejection]:
+    predicate = wanted_rows(names, max_gap_ev)
+
     def read(group: Any) -> Any:
         return group.to_table(schema=dataset.schema, columns=list(COLUMNS), filter=predicate)
 
@@ -323,9 +367,8 @@ def _read_table(
                 for identifier, name, result in zip(identifiers, named, read_rows(rows, named), strict=True):
                     yield twice(identifier, name) if identifier in seen else result
                     seen.add(identifier)
-    for identifier, name in (names or {}).items():
-        if identifier not in seen:
-            yield no_such_row(url, identifier, name)
+    missing = {identifier: name for identifier, name in (names or {}).items() if identifier not in seen}
+    yield from missing_rows(url, dataset, missing, max_gap_ev)
 
 
 def _read_row(row: Mapping[str, Any], name: str) -> UniformBands:

@@ -33,7 +33,7 @@ from tasks.mp_bands import (
     ROWS_A_TIME,
     changed_files,
     map_ahead,
-    no_such_row,
+    missing_rows,
     open_table,
     read_rows,
     table_errors,
@@ -165,7 +165,8 @@ def list_rows(table: str, choice: MpBandSettings, any_of: Sequence[str] = ()) ->
                 )
                 if len(items) == choice.limit:
                     return list(items.values()), refused
-    refused += [no_such_row(table, one, name) for one, name in (names or {}).items() if one not in items]
+    missing = {one: name for one, name in (names or {}).items() if one not in items}
+    refused += missing_rows(table, dataset, missing, choice.max_gap_ev)
     return list(items.values()), refused
 
 

@@ -101,7 +101,7 @@ def test_structures_as_strings_are_read(tmp_path, rows):
 def test_other_runs_and_insulators_are_left_out(tmp_path, rows):
     kept = rows["mp-30"]
     others = {
-        "lines": {"path_convention": "setyawan_curtarolo"},
+        table_identifier("lines"): {"path_convention": "setyawan_curtarolo"},
         "insulator": {"band_gap": 3.1},
         "narrow": {"band_gap": 0.2},
         "unknown": {"band_gap": None},
@@ -110,10 +110,15 @@ def test_other_runs_and_insulators_are_left_out(tmp_path, rows):
     url = write_table(str(tmp_path), table, partition_by=["path_convention"])
     assert set(read_all(read_mp_bands(url))[0]) == {kept["identifier"], "narrow", "unknown"}
     assert "insulator" in read_all(read_mp_bands(url, max_gap_ev=None))[0]
-    bands, rejected = read_all(read_mp_bands(url, identifiers=["mp-30", "insulator", "mp-999"]))
+    bands, rejected = read_all(read_mp_bands(url, identifiers=["mp-30", "insulator", "lines", "mp-999"]))
     assert set(bands) == {"mp-30"}
-    assert set(rejected) == {"insulator", "mp-999"}
-    assert "has no uniform run of mp-999 (aaaaabml)" in rejected["mp-999"].reason
+    reasons = {name: one.reason.removeprefix(f"{url} has ") for name, one in rejected.items()}
+    lines = f"lines ({table_identifier('lines')})"
+    assert reasons == {
+        "insulator": "a gap of 3.100 eV for insulator (insulator), above the limit of 0.2 eV",
+        "lines": f"no uniform run of {lines}, only one along lines (setyawan_curtarolo)",
+        "mp-999": "no run of mp-999 (aaaaabml)",
+    }
 
 
 def test_batches_are_streamed(tmp_path, rows):

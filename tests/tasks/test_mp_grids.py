@@ -130,8 +130,14 @@ def test_rows_are_chosen_by_gap_elements_names_and_number(tmp_path, rows):
     assert listed(elements=("Ti",)) == ({ti, nbti}, [])
     assert listed(elements=("Nb", "Ti")) == ({nbti}, [])
     assert len(listed(limit=2)[0]) == 2
-    missing = "no uniform run of mp-404 (aaaaaapo) with a small enough gap"
+    missing = "no run of mp-404 (aaaaaapo)"
     assert listed(ids=str(file)) == ({"mp-72", "aaaaaaaj"}, [missing])
+    large = "a gap of 0.150 eV for mp-72 (aaaaaacu), above the limit of 0.1 eV"
+    assert listed(ids=str(file), max_gap_ev=0.1) == ({"aaaaaaaj"}, [large, missing])
+    other = "a uniform run of mp-72 (aaaaaacu), which the other choices (elements, since) leave out"
+    assert listed(ids=str(file), elements=("Nb",)) == ({"aaaaaaaj"}, [other, missing])
+    next((tmp_path / "t").glob("*.parquet")).write_bytes(b"cut short")
+    assert listed(ids=str(file))[1][-1] == f"{missing} in what can be read of it"
     with pytest.raises(InputError, match=r"\['Xx'\] of mp_bands.elements are no chemical symbols"):
         listed(elements=("Nb", "Xx"))
 

@@ -92,7 +92,7 @@ def test_a_table_is_screened_and_the_report_is_made_in_its_collection(home: Work
         ("Po", "Pm-3m", "radioactive: Po")
     }
     refused = {row["item"]: row["reason"] for row in place.read_table("stages/screen/rejected.parquet").to_pylist()}
-    assert "has no uniform run of mp-404" in refused["mp-404"]
+    assert "has no run of mp-404" in refused["mp-404"]
     assert "spin_up_bands is not a rectangular table" in refused["aaragged"]
 
     top = found[0]["material_id"]
