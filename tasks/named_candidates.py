@@ -18,6 +18,7 @@ from tasks.mp_bands import material_number
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.workspace import Workspace
 
+RUN = ", a crystal of this composition; its run has another number"  # than the material, which may be the same
 MAX_SITES = 60  # of a crystal that only the papers' table asks for
 
 
@@ -119,9 +120,15 @@ def _look_up(one: Named, screened: Mapping[str, list[Mapping[str, Any]]]) -> dic
         status = f"measured ({best['known']}: {best['known_formula']})"
     else:
         status = "too far from the training set to judge"
-    status += "" if own or not one.material_id else ", another crystal of this composition"
+    if one.material_id and not own:
+        status += ", another crystal of this composition" if _names_material(best["material_id"]) else RUN
     picked = {"found_id": best["material_id"], "tc_kelvin": best["tc_kelvin"], "probability": best["probability"]}
     return known | picked | {"rank": best["rank"], "status": status}
+
+
+def _names_material(name: str) -> bool:
+    """Whether an id is not that of a run in the Materials Project's table of bands, in letters."""
+    return material_number(name) in {name, None}
 
 
 def _ask_crystals(workspace: Workspace, compositions: set[str]) -> dict[str, dict[str, Any]]:

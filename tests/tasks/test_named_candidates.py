@@ -49,7 +49,7 @@ def test_an_id_in_letters_is_the_same_crystal(screened: Workspace, rows: dict[st
     named = [Named("BNAS", first["formula"], "mp-996990"), Named("BNAS", first["formula"], "mp-996991")]
     same, other = find_named(screened, table, named)
     assert (same["status"], same["found_id"]) == ("rank 1", table_identifier("mp-996990"))
-    assert other["status"] == "rank 1, another crystal of this composition"
+    assert other["status"] == "rank 1, a crystal of this composition; its run has another number"
 
 
 def test_a_crystal_that_was_not_screened_is_put_to_s2snet(screened: Workspace, rows: dict[str, dict]):
