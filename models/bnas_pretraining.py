@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from models.augmentation import IMAGES, some_images
 from models.bnas import CONFIGS, Bnas, BnasConfig, patchify
+from models.checkpoints import content_hash
 from models.exceptions import ModelInputError
 from models.training import CHECKPOINT_SECONDS, AfterEpoch, Extras, Recipe, TrainingLog, build, fit
 
@@ -145,6 +146,7 @@ def pretrain(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     curves: Path | None = None,
+    data: str = "",
     advance: Callable[[int], None] = lambda _count: None,
     after_epoch: AfterEpoch | None = None,
 ) -> tuple[dict[str, Tensor], TrainingLog]:
@@ -160,6 +162,8 @@ def pretrain(
         Inputs of other materials, for the validation error in the log; it decides nothing.
     checkpoint, checkpoint_seconds, curves
         As ``models.training.Extras``.
+    data
+        Version of the inputs, for the checkpoint; empty: a hash of them.
 
     Returns
     -------
@@ -177,6 +181,8 @@ def pretrain(
     mirror_pairs(config.patches, share)
     calm = config.model_copy(update={"embed_dropout": 0.0, "dropout": 0.0})
     network = build(lambda: MaskedBnas(calm), recipe.seed)
+    if checkpoint and not data:
+        data = content_hash(inputs)
     validate = None if held_out is None else HeldOutPatches(MaskedGrids(held_out, config.patch, share))
     log = fit(
         network,
@@ -184,7 +190,7 @@ def pretrain(
         MaskedGrids(inputs, config.patch, share),
         recipe,
         device=device,
-        extras=Extras(checkpoint, checkpoint_seconds, validate=validate, curves=curves),
+        extras=Extras(checkpoint, checkpoint_seconds, validate=validate, curves=curves, data=data),
         advance=advance,
         after_epoch=after_epoch,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.augmentation import IMAGES, image, some_images
 from models.bnas import Bnas, BnasConfig, BnasInputs
+from models.checkpoints import content_hash
 from models.exceptions import ModelInputError
 from models.training import AfterEpoch, Extras, Recipe, TrainingLog, build, fit, resolve_device
 
@@ -75,6 +76,7 @@ def train_network(
     devices: int = 1,
     checkpoint: Path | None = None,
     curves: Path | None = None,
+    data: str = "",
     advance: Callable[[int], None] = lambda _count: None,
     after_epoch: AfterEpoch | None = None,
 ) -> tuple[Bnas, TrainingLog]:
@@ -92,9 +94,13 @@ def train_network(
         Weights to begin with, by name, such as those of a pre-training; the others are drawn.
     devices, checkpoint, curves
         As ``models.training.fit`` and ``models.training.Extras``.
+    data
+        Version of inputs and labels, for the checkpoint; empty: a hash of them.
 
     Raises
     ------
+    CheckpointError
+        If the checkpoint belongs to another network, recipe or data.
     ModelInputError
         For labels that are negative or not finite, or do not fit the inputs in number, or missing compositions.
     """
@@ -113,6 +119,8 @@ def train_network(
         network.start_at(float(labels.mean()))
     validate = HeldOutLoss(held_out[0], torch.from_numpy(log_labels(held_out[1]))) if held_out else None
     place = _roomy_device(resolve_device(device), inputs.energies) if devices == 1 else torch.device("cpu")
+    if checkpoint and not data:
+        data = content_hash(np.asarray(tc_kelvin, dtype=np.float64), inputs.energies, inputs.fractions)
     log = fit(
         network,
         squared_error,
@@ -120,7 +128,7 @@ def train_network(
         recipe,
         device=device,
         devices=devices,
-        extras=Extras(checkpoint=checkpoint, validate=validate, curves=curves),
+        extras=Extras(checkpoint=checkpoint, validate=validate, curves=curves, data=data),
         advance=advance,
         after_epoch=after_epoch,
     )

@@ -1,5 +1,6 @@
 """Checkpoints of a training: whole or not at all, read without unpickling, refused where they belong elsewhere."""
 
+import hashlib
 import io
 import os
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.exceptions import CheckpointError
@@ -39,6 +41,16 @@ def save_checkpoint(path: Path, parts: Mapping[str, Any], signature: Mapping[str
         scratch.unlink(missing_ok=True)
 
 
+def content_hash(*arrays: np.ndarray | torch.Tensor | None) -> str:
+    """SHA-256 of types, shapes and values, such as those of the data that a training learns from."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        found = array.cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray([] if array is None else array)
+        digest.update(f"{found.dtype}{found.shape}".encode())
+        digest.update(np.ascontiguousarray(found).data)
+    return digest.hexdigest()
+
+
 def load_checkpoint(
     path: Path, parts: Mapping[str, Any], signature: Mapping[str, str], device: torch.device
 ) -> dict[str, Any]:
@@ -56,7 +68,9 @@ def load_checkpoint(
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
     different = [key for key, value in signature.items() if known.get(key) != value]
     if different:
-        raise CheckpointError(f"The checkpoint {path} belongs to another training: {', '.join(different)} differ")
+        raise CheckpointError(
+            f"The checkpoint {path} belongs to another training: {', '.join(different)} differ; remove it to begin anew"
+        )
     for name, part in parts.items():
         part.load_state_dict(states[name])
     return log

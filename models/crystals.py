@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pymatgen.core import DummySpecies, Structure
 
+from models.checkpoints import content_hash
 from models.exceptions import ModelInputError
 
 ELEMENTS = 95  # atomic numbers 1 (H) to 95 (Am) have an embedding
@@ -230,6 +231,13 @@ def orbit_graph(crystal: CrystalGraph, symprec: float = SYMPREC) -> CrystalGraph
         crystal.cutoff,
         count,
     )
+
+
+def crystals_hash(crystals: Sequence[CrystalGraph], *targets: np.ndarray | None) -> str:
+    """Hash of cells, elements and positions of crystals, and of what is learnt of them, to six decimals."""
+    cells = (graph.arrays for graph in crystals)
+    values = (array for cell in cells for array in (cell.lattice, cell.atomic_numbers, cell.frac_coords))
+    return content_hash(*(None if target is None else np.round(target, 6) for target in targets), *values)
 
 
 def collate(crystals: Sequence[CrystalGraph]) -> CrystalBatch:

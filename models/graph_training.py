@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.cgcnn import Cgcnn, CgcnnConfig, GraphBatch, join
-from models.crystals import CrystalGraph
+from models.crystals import CrystalGraph, crystals_hash
 from models.exceptions import ModelInputError
 from models.megnet import Megnet, MegnetConfig
 from models.metrics import classification_scores
@@ -183,7 +183,8 @@ def _fit(
     while len(samples) % size == 1:  # batch normalisation has no spread in a last batch of one atom
         size += 1
     changed = recipe.model_copy(update={"seed": seed, "batch_size": size})
-    extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.{kind}"))
+    data = crystals_hash(samples.crystals, samples.targets) if checkpoint else ""
+    extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.{kind}"), data=data)
     fit(network, loss, samples, changed, device=device, extras=extras)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.crystals import MASKED, PADDING, CrystalBatch, CrystalGraph, collate_by_size
+from models.crystals import MASKED, PADDING, CrystalBatch, CrystalGraph, collate_by_size, crystals_hash
 from models.exceptions import ModelInputError
 from models.s2snet import S2SNet, S2SNetConfig
 from models.training import Extras, Recipe, TrainingLog, build, fit
@@ -150,7 +150,8 @@ def pretrain(
 ) -> tuple[S2SNet, TrainingLog]:
     """A network that has learnt to guess hidden elements; the recipe's seed draws all that is drawn."""
     network = build(lambda: S2SNet(config), recipe.seed)
-    samples, extras = HiddenElements(crystals, masking), Extras(checkpoint, curves=curves)
+    data = crystals_hash(crystals) if checkpoint else ""
+    samples, extras = HiddenElements(crystals, masking), Extras(checkpoint, curves=curves, data=data)
     log = fit(network, masked_loss, samples, recipe, device=device, devices=devices, extras=extras, advance=advance)
     return network, log
 

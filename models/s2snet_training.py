@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.crystals import CrystalGraph, batches_by_size, collate, collate_by_size
+from models.crystals import CrystalGraph, batches_by_size, collate, collate_by_size, crystals_hash
 from models.s2snet import NamedConfig, S2SNet
 from models.s2snet_pretraining import HiddenElements, Parts, masked_loss, start_from
 from models.training import Extras, build, fit
@@ -85,17 +85,26 @@ def train_network(
         start_from(network, start)
     elif named.pretraining is not None and len(pretraining):
         recipe = named.pretraining.model_copy(update={"seed": seed})
-        extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.pretraining"))
+        extras = _extras(checkpoint, "pretraining", pretraining)
         hidden = HiddenElements(pretraining, named.masking)
         fit(network, masked_loss, hidden, recipe, device=device, devices=devices, extras=extras, advance=advance)
     if named.freeze:
         network.freeze_trunk()
     recipe = named.finetuning.model_copy(update={"seed": seed})
-    extras = Extras(checkpoint and checkpoint.with_name(f"{checkpoint.name}.finetuning"))
+    extras = _extras(checkpoint, "finetuning", crystals, labels, log_tc)
     samples = LabelledCrystals(crystals, labels, log_tc)
     loss = partial(supervised_loss, positive_share=positive_share)
     fit(network, loss, samples, recipe, device=device, devices=devices, extras=extras, advance=advance)
     return network
+
+
+def _extras(
+    checkpoint: Path | None, stage: str, crystals: Sequence[CrystalGraph], *targets: np.ndarray | None
+) -> Extras:
+    """The checkpoint of a stage beside this path, and the data that it is of."""
+    if checkpoint is None:
+        return Extras()
+    return Extras(checkpoint.with_name(f"{checkpoint.name}.{stage}"), data=crystals_hash(crystals, *targets))
 
 
 def remove_checkpoints(checkpoint: Path) -> None:

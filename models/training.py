@@ -111,6 +111,8 @@ class Extras:
         it is written down and decides nothing.
     curves
         Folder for TensorBoard's event files: loss, validation loss and learning rate by epoch.
+    data
+        Version or hash of what is learnt from; a checkpoint of other data is refused.
     """
 
     checkpoint: Path | None = None
@@ -118,6 +120,7 @@ class Extras:
     resume: bool = True
     validate: Validate | None = None
     curves: Path | None = None
+    data: str = ""
 
 
 def fit(
@@ -154,7 +157,7 @@ def fit(
         For a loss, gradient or weight that is not finite, before the step or checkpoint that would keep it; for an
         empty training set; where memory does not hold a single sample.
     CheckpointError
-        If the checkpoint belongs to another network, recipe or number of samples.
+        If the checkpoint belongs to another network, recipe or data.
     """
     from lightning.fabric import Fabric
 
@@ -219,7 +222,7 @@ def _fit(
 ) -> TrainingLog:
     started = time.perf_counter()
     optimizer = _optimizer(network, recipe)
-    signature = _signature(network, recipe, len(batches))
+    signature = _signature(network, recipe, len(batches), extras.data)
     log = TrainingLog()
     model, optimizer = fabric.setup(torch.compile(network) if recipe.compiled else network, optimizer)
     average = _average(network, recipe.average) if recipe.average else None
@@ -442,10 +445,11 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
-def _signature(network: nn.Module, recipe: Recipe, size: int) -> dict[str, str]:
+def _signature(network: nn.Module, recipe: Recipe, size: int, data: str) -> dict[str, str]:
     shapes = ";".join(f"{name}{tuple(value.shape)}" for name, value in network.state_dict().items())
     return {
         "network": hashlib.sha256(shapes.encode()).hexdigest(),
         "recipe": recipe.model_dump_json(),
         "samples": str(size),
+        "data": data,
     }

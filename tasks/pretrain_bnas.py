@@ -135,6 +135,7 @@ def learn(workspace: Workspace, grids: Workspace, settings: PretrainingSettings,
             held_out=held_out,
             device=settings.device,
             checkpoint=checkpoint,
+            data=plan.data,
             curves=workspace.local(plan.file("tensorboard")) if workspace.is_local else None,
             advance=advance,
         )

@@ -98,6 +98,7 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
             device=settings.device,
             devices=settings.devices,
             checkpoint=checkpoint,
+            data=plan.data,
             curves=workspace.local(f"{curves_folder(plan.version)}/{part.name}") if workspace.is_local else None,
         )
         workspace.write_table(curves_file(part), as_curves(part.name, log))

@@ -14,8 +14,8 @@ from models.augmentation import all_images
 from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
 from models.bnas_training import GridBatches, kelvin, predict_images, train_network
 from models.composition_branch import composition_fractions
-from models.exceptions import ModelInputError
-from models.training import Recipe, build, one_thread
+from models.exceptions import CheckpointError, ModelInputError
+from models.training import Recipe, TrainingLog, build, one_thread
 
 SMALL = BnasConfig(embed_dim=16, depth=2, heads=3, head_dim=8, mlp_dim=24, bands=5, mesh=8, patch=4)
 TINY = CONFIGS["tiny"][0]
@@ -195,6 +195,22 @@ def test_learns_a_planted_rule_and_repeats() -> None:
     assert (first == second).all()
     error = abs(kelvin(first.mean(axis=(0, 1))) - tc[36:].numpy()).mean()
     assert error < 0.5 * abs(tc[36:] - tc[:36].mean()).mean()
+
+
+@pytest.mark.parametrize("change", ["labels", "energies", "version"])
+def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(tmp_path: Path, change: str) -> None:
+    (energies, tc), recipe, file = shifted_bands(8), Recipe(epochs=1, batch_size=8), tmp_path / "checkpoint"
+
+    def learn(energies: Tensor, tc: Tensor, data: str = "") -> TrainingLog:
+        return train_network(TINY, recipe, energies, tc.numpy(), device="cpu", checkpoint=file, data=data)[1]
+
+    learn(energies, tc)
+    assert learn(energies.clone(), tc.clone()).resumed_from == 1
+    other = energies.clone()
+    other[3, 0, 0, 0, 0] += 0.01
+    given = {"labels": (energies, tc.flip(0)), "energies": (other, tc), "version": (energies, tc, "2")}[change]
+    with pytest.raises(CheckpointError, match="belongs to another training: data differ; remove it to begin anew"):
+        learn(*given)
 
 
 def test_centred_network_starts_at_the_mean_label() -> None:

@@ -142,7 +142,7 @@ def test_killed_pretraining_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert rest.resumed_from == 2
     assert rest.losses == log.losses
     assert equal(whole, resumed)
-    with pytest.raises(CheckpointError, match="samples differ"):
+    with pytest.raises(CheckpointError, match="samples, data differ"):
         learn(inputs[:9], checkpoint=file)
 
 

@@ -5,6 +5,7 @@ from pymatgen.core import Lattice, Structure
 
 from models.attention_layers import AttentionLayer, Packing
 from models.crystals import ELEMENTS, MASKED, PADDING, collate, crystal_arrays, graph, orbit_graph
+from models.exceptions import CheckpointError
 from models.s2snet import (
     CONFIGS,
     S2SNet,
@@ -193,6 +194,15 @@ def test_training_learns_and_is_the_same_for_a_seed():
     logits = predict_logits(first, crystals)
     np.testing.assert_array_equal(logits, predict_logits(again, crystals))
     assert ((logits > 0) == (labels == 1)).all()
+
+
+def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
+    crystals, labels = [example_graph(name) for name in EXAMPLES][:4], np.array([1, 0, 1, 0])
+    named = CONFIGS["tiny"]._replace(finetuning=Recipe(epochs=1), pretraining=None)
+    for _ in range(2):
+        train_network(named, crystals, labels, [], 1, device="cpu", checkpoint=tmp_path / "c")
+    with pytest.raises(CheckpointError, match="data differ"):
+        train_network(named, crystals, 1 - labels, [], 1, device="cpu", checkpoint=tmp_path / "c")
 
 
 def test_samples_count_crystals_and_keep_labels_with_them():

@@ -108,6 +108,10 @@ def other_recipe(file: Path) -> None:
     train(RECIPE.model_copy(update={"learning_rate": 1.0}), checkpoint=file)
 
 
+def other_data(file: Path) -> None:
+    train(checkpoint=file, data="second")
+
+
 def damaged(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     train(checkpoint=file)
@@ -115,12 +119,17 @@ def damaged(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("use", "message"),
-    [(other_network, "network differ"), (other_recipe, "recipe differ"), (damaged, "cannot be read")],
-    ids=["network", "recipe", "damaged"],
+    [
+        (other_network, "network, data differ"),
+        (other_recipe, "recipe, data differ"),
+        (other_data, "another training: data differ; remove it to begin anew"),
+        (damaged, "cannot be read"),
+    ],
+    ids=["network", "recipe", "data", "damaged"],
 )
 def test_foreign_checkpoint_is_refused(tmp_path: Path, use: Callable[[Path], None], message: str) -> None:
     file = tmp_path / "c.pt"
-    train(checkpoint=file)
+    train(checkpoint=file, data="first")
     with pytest.raises(CheckpointError, match=message):
         use(file)
 
