@@ -102,13 +102,13 @@ class HeldOutPatches:
 
     grids: MaskedGrids
 
-    def __call__(self, network: nn.Module) -> float:
+    def __call__(self, network: nn.Module, at_once: int = BATCH) -> float:
         """Give the mean over the grids; the network is in evaluation mode."""
         device = next(network.parameters()).device
         total = 0.0
         for energies, hidden in self.batches():
-            batch = energies.to(device), hidden.to(device)
-            total += float(masked_error(network, batch)) * len(energies)
+            for part in zip(energies.split(at_once), hidden.split(at_once), strict=True):
+                total += float(masked_error(network, (part[0].to(device), part[1].to(device)))) * len(part[0])
         return total / len(self.grids)
 
     def batches(self) -> Iterator[Batch]:

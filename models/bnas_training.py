@@ -1,5 +1,6 @@
 """BNAS trained on grids and asked about them, whatever stores the grids and the weights."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,19 @@ from models.augmentation import IMAGES, image, some_images
 from models.bnas import Bnas, BnasConfig, BnasInputs
 from models.checkpoints import content_hash
 from models.exceptions import ModelInputError
-from models.training import AfterEpoch, Extras, Recipe, TrainingLog, build, fit, resolve_device
+from models.training import (
+    EVALUATION_BATCH,
+    AfterEpoch,
+    Extras,
+    Portions,
+    Recipe,
+    TrainingLog,
+    build,
+    fit,
+    resolve_device,
+)
 
-PREDICTION_BATCH = 64
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +61,10 @@ class HeldOutLoss:
     inputs: Tensor | BnasInputs
     labels: Tensor
 
-    def __call__(self, network: nn.Module) -> float:
+    def __call__(self, network: nn.Module, at_once: int = EVALUATION_BATCH) -> float:
         """Give the mean over the materials; the network is in evaluation mode."""
         device, answers = next(network.parameters()).device, []
-        for part in as_inputs(self.inputs).split(PREDICTION_BATCH):
+        for part in as_inputs(self.inputs).split(at_once):
             given = part.to(device)
             answers.append(network(given.energies, given.fractions).cpu())
         return float(nn.functional.mse_loss(torch.cat(answers), self.labels))
@@ -159,21 +170,30 @@ def squared_error(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 @torch.no_grad()
 def predict_images(
-    networks: Sequence[Bnas], inputs: Tensor | BnasInputs, device: str = "auto", images: int = IMAGES
+    networks: Sequence[Bnas],
+    inputs: Tensor | BnasInputs,
+    device: str = "auto",
+    images: int = IMAGES,
+    tell: Callable[[str], None] = logger.warning,
 ) -> np.ndarray:
     """Ask each network about the first images, by default all 24: (networks, images, n) float64, ln(Tc/K + 1).
 
-    The first image is the grid itself. The networks must be in evaluation mode; they are moved to the device.
+    The first image is the grid itself. The networks must be in evaluation mode; they are moved to the device. Where
+    memory does not hold a batch, it is halved, and ``tell`` is called with a sentence on it.
     """
     place = torch.device(resolve_device(device))
     answers = np.empty((len(networks), images, len(inputs)))
-    for member, network in enumerate(networks):
-        network.to(place)
-        for start in range(0, len(inputs), PREDICTION_BATCH):
-            batch = as_inputs(inputs)[start : start + PREDICTION_BATCH].to(place)
-            for number in range(images):
-                answer = network(image(batch.energies, number), batch.fractions)
-                answers[member, number, start : start + len(batch)] = answer.double().cpu().numpy()
+
+    def ask(at_once: int) -> None:
+        for member, network in enumerate(networks):
+            network.to(place)
+            for start in range(0, len(inputs), at_once):
+                batch = as_inputs(inputs)[start : start + at_once].to(place)
+                for number in range(images):
+                    answer = network(image(batch.energies, number), batch.fractions)
+                    answers[member, number, start : start + len(batch)] = answer.double().cpu().numpy()
+
+    Portions(EVALUATION_BATCH, tell)(ask, "a prediction")
     return answers
 
 

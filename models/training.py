@@ -30,9 +30,11 @@ from models.exceptions import TrainingError
 
 logger = logging.getLogger(__name__)
 Made = TypeVar("Made")
+Found = TypeVar("Found")
 
 warnings.filterwarnings("ignore", message="The `srun` command is available")  # Lightning's advice, for every training
 
+EVALUATION_BATCH = 64  # samples at once where nothing is learnt
 CHECKPOINT_SECONDS = 20.0  # between checkpoints; a kill loses no more
 
 
@@ -91,7 +93,7 @@ class TrainingLog:
 
 Loss = Callable[[nn.Module, Any], Tensor]  # mean over the batch
 AfterEpoch = Callable[[int, nn.Module], None]  # epochs done, network
-Validate = Callable[[nn.Module], float]
+Validate = Callable[[nn.Module, int], float]  # network, samples to take at once
 
 
 def _silent(_count: int) -> None:
@@ -108,7 +110,7 @@ class Extras:
         File to write every ``checkpoint_seconds`` between epochs and at the end, and to go on from if ``resume``.
     validate
         Gives a loss of the network in evaluation mode, asked every ``Recipe.validate_every`` epochs and at the end;
-        it is written down and decides nothing.
+        it is written down and decides nothing. Its second argument is how many samples to take at once.
     curves
         Folder for TensorBoard's event files: loss, validation loss and learning rate by epoch.
     data
@@ -235,7 +237,13 @@ def _fit(
     judged = average.module if average else network
     saved = time.perf_counter()
     follow = (lambda: average.update_parameters(network)) if average else (lambda: None)
-    steps = _Steps(fabric, model, optimizer, follow, loss, batches, recipe, log.notes)
+
+    def tell(note: str) -> None:
+        log.notes.append(note)
+        logger.warning(note)
+
+    evaluation = Portions(EVALUATION_BATCH, tell)
+    steps = _Steps(fabric, model, optimizer, follow, loss, batches, recipe, tell)
     with _own_randomness(fabric.device), _curves(extras.curves if fabric.is_global_zero else None, log) as draw:
         for epoch in range(len(log.losses), recipe.epochs):
             network.train()
@@ -246,7 +254,8 @@ def _fit(
             done = epoch + 1
             if extras.validate and (done % recipe.validate_every == 0 or done == recipe.epochs):
                 with torch.no_grad():
-                    log.validations.append((done, extras.validate(judged)))
+                    ask = partial(extras.validate, judged)
+                    log.validations.append((done, evaluation(ask, f"the validation after epoch {done}")))
             late = done == recipe.epochs or time.perf_counter() - saved >= extras.checkpoint_seconds
             if extras.checkpoint and late and fabric.is_global_zero:
                 save_checkpoint(extras.checkpoint, kept, signature, _written(log))
@@ -331,6 +340,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Portions:
+    """How many samples are taken at once: half as many from each time on that memory does not hold them.
+
+    ``tell`` is called with a sentence each time.
+    """
+
+    def __init__(self, at_once: int, tell: Callable[[str], None]) -> None:
+        self.at_once, self.tell = at_once, tell
+
+    def __call__(self, work: Callable[[int], Found], where: str, *, halve: bool = True) -> Found:
+        """Give ``work(at_once)``, begun again with half as many where memory runs out; TrainingError beyond one."""
+        while True:
+            try:
+                return work(self.at_once)
+            except RuntimeError as error:
+                if isinstance(error, TrainingError) or not _is_out_of_memory(error):
+                    raise
+                failure = str(error)
+            if not halve:
+                raise TrainingError(f"Out of memory in {where}; take fewer samples at once (at_once): {failure}")
+            if self.at_once == 1:
+                raise TrainingError(f"Memory does not hold a single sample: {failure}")
+            self.at_once = math.ceil(self.at_once / 2)
+            note = f"Out of memory in {where}: batches go in parts of {self.at_once} samples from here on"
+            self.tell(note)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
 class _Steps:
     """The optimisation steps of a training, one epoch a call."""
 
@@ -343,11 +381,11 @@ class _Steps:
         loss: Loss,
         batches: Batches,
         recipe: Recipe,
-        notes: list[str],
+        tell: Callable[[str], None],
     ) -> None:
         self.fabric, self.model, self.optimizer, self.follow, self.loss = fabric, model, optimizer, follow, loss
-        self.batches, self.recipe, self.notes = batches, recipe, notes
-        self.at_once = min(recipe.at_once or recipe.batch_size, len(batches))
+        self.batches, self.recipe = batches, recipe
+        self.portions = Portions(min(recipe.at_once or recipe.batch_size, len(batches)), tell)
         self.steps = math.ceil(len(batches) / recipe.batch_size)
         self.generator = torch.Generator()
 
@@ -374,15 +412,7 @@ class _Steps:
 
     def _step(self, rows: Tensor, where: str) -> float:
         """One step; where memory does not hold the batch, its gradient is summed over smaller parts."""
-        while True:
-            try:
-                value = self._gradient(rows, where)
-                break
-            except RuntimeError as error:
-                if isinstance(error, TrainingError) or not _is_out_of_memory(error):
-                    raise
-                failure = str(error)
-            self._halve(where, failure)
+        value = self.portions(partial(self._gradient, rows, where), where, halve=self.fabric.world_size == 1)
         if self.recipe.clip:
             try:
                 self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.recipe.clip)
@@ -391,12 +421,12 @@ class _Steps:
         self.optimizer.step()
         return value
 
-    def _gradient(self, rows: Tensor, where: str) -> float:
+    def _gradient(self, rows: Tensor, where: str, at_once: int) -> float:
         self.optimizer.zero_grad()
         value, world = 0.0, self.fabric.world_size
         own = rows[self.fabric.global_rank :: world]
         shares = len(own) * world / len(rows)  # the devices' gradients are averaged
-        parts = (own if len(own) else rows[:1]).split(self.at_once)
+        parts = (own if len(own) else rows[:1]).split(at_once)
         for number, part in enumerate(parts):
             batch = self.batches(part, self.generator, self.fabric.device)
             with self.fabric.no_backward_sync(self.model, enabled=number + 1 < len(parts)):
@@ -406,19 +436,6 @@ class _Steps:
                 self.fabric.backward(share)
             value += share.item()
         return value if world == 1 else float(self.fabric.all_reduce(torch.tensor(value), reduce_op="mean"))
-
-    def _halve(self, where: str, failure: str) -> None:
-        if self.fabric.world_size > 1:
-            raise TrainingError(f"Out of memory in {where}; take fewer samples at once (at_once): {failure}")
-        if self.at_once == 1:
-            raise TrainingError(f"Memory does not hold a single sample: {failure}")
-        self.at_once = math.ceil(self.at_once / 2)
-        note = f"Out of memory in {where}: batches go in parts of {self.at_once} samples from here on"
-        self.notes.append(note)
-        logger.warning(note)
-        self.optimizer.zero_grad()
-        if self.fabric.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

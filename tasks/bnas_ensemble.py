@@ -1,5 +1,6 @@
 """The trained BNAS of a workspace, ready to be asked."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from models.map_checks import SEEDS, random_attention
 from models.rollout import class_attention, to_mesh
 from models.training import one_thread
 from tasks.bnas_data import NAME
+from tasks.logs import log_event
 from tasks.model_store import load_model, load_state, model_folder
 from tasks.workspace import Workspace
 
@@ -78,7 +80,7 @@ class BnasEnsemble:
             for start in range(0, len(grids), PREPARED_AT_ONCE):
                 rows = slice(start, start + PREPARED_AT_ONCE)
                 chunk = BnasInputs(self._prepare(grids[rows]), None if fractions is None else fractions[rows])
-                parts.append(predict_images(self.networks, chunk, device, images).mean(axis=0))
+                parts.append(predict_images(self.networks, chunk, device, images, self._tell).mean(axis=0))
         answers = np.concatenate(parts, axis=1) if parts else np.empty((1, 0))
         label = answers.mean(axis=0)
         return BnasPrediction(
@@ -110,6 +112,9 @@ class BnasEnsemble:
         """Rollouts of grids (n, 18, 32, 32, 32) in networks with fresh random weights: (seeds, n, p, p, p)."""
         with one_thread():
             return random_attention(self.config, self._prepare(grids), seeds)
+
+    def _tell(self, note: str) -> None:
+        log_event(note, level=logging.WARNING, item=f"BNAS {self.version}")
 
     def _prepare(self, grids: np.ndarray) -> torch.Tensor:
         return prepare(torch.from_numpy(np.ascontiguousarray(grids, dtype=np.float32)), self.config)

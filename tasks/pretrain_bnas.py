@@ -5,6 +5,7 @@ Grids are streamed from their shards once, brought to the network's input and ke
 """
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -24,6 +25,7 @@ from models.training import Recipe, TrainingLog, one_thread, resolve_device
 from tasks.bnas_pretraining import NAME
 from tasks.exceptions import InputError
 from tasks.grid_loader import GridLoader
+from tasks.logs import log_event
 from tasks.model_store import model_folder, model_version, save_pretraining, without_nan
 from tasks.progress import leave_summary, stage_progress
 from tasks.settings import PretrainingSettings
@@ -142,6 +144,8 @@ def learn(workspace: Workspace, grids: Workspace, settings: PretrainingSettings,
         grids_aside = HeldOutPatches(MaskedGrids(held_out, plan.config.patch, settings.share))
         baselines = grids_aside.baselines(MaskedGrids(inputs, plan.config.patch, settings.share))
     workspace.write_bytes(plan.file("weights.safetensors"), save(state))
+    for note in log.notes:
+        log_event(note, level=logging.WARNING, stage=STAGE)
     workspace.write_table(plan.file("curves.parquet"), as_curves("pretraining", log))
     workspace.write_json(plan.file("metrics.json"), without_nan(as_metrics(log, baselines)))
     if checkpoint:

@@ -3,6 +3,7 @@
 A killed run goes on from its checkpoint, and a finished one is not run again.
 """
 
+import logging
 from dataclasses import asdict
 from datetime import datetime
 
@@ -15,6 +16,7 @@ from models.s2snet import S2SNetConfig
 from models.s2snet_pretraining import HiddenElements, masked_accuracy, pretrain, trunk_state
 from models.training import Recipe, one_thread, resolve_device
 from tasks.exceptions import InputError
+from tasks.logs import log_event
 from tasks.model_store import model_folder, model_version, save_pretraining
 from tasks.progress import leave_summary, stage_progress
 from tasks.s2snet_data import Crystals, choose_network, crystals_hash, read_crystals
@@ -112,6 +114,8 @@ def learn(workspace: Workspace, settings: S2SNetPretrainingSettings, plan: Pretr
         found = masked_accuracy(network, learnt, aside, settings.seed)
     workspace.write_bytes(plan.file("weights.safetensors"), save(trunk_state(network)))
     workspace.write_table(plan.file("curves.parquet"), as_curves("pretraining", log))
+    for note in log.notes:
+        log_event(note, level=logging.WARNING, stage=STAGE)
     workspace.write_json(plan.file("metrics.json"), {"accuracy": asdict(found), "notes": log.notes})
     if checkpoint:
         checkpoint.unlink(missing_ok=True)

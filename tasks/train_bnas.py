@@ -5,6 +5,7 @@ writes one file in the version's folder and is skipped where that file is there,
 were under way, and of these no more than since their last checkpoint.
 """
 
+import logging
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -41,6 +42,7 @@ from tasks.bnas_pretraining import NAME as PRETRAINING
 from tasks.bnas_pretraining import pretrained_weights, pretraining_config
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
+from tasks.logs import log_event
 from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
 from tasks.schemas import CURVES, FOLDS, PREDICTIONS
@@ -101,16 +103,25 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
             data=plan.data,
             curves=workspace.local(f"{curves_folder(plan.version)}/{part.name}") if workspace.is_local else None,
         )
-        workspace.write_table(curves_file(part), as_curves(part.name, log))
         if fold:
-            answers = predict_images([network], inputs[torch.from_numpy(fold.test)], settings.device)
+            answers = predict_images(
+                [network], inputs[torch.from_numpy(fold.test)], settings.device, tell=log.notes.append
+            )
             predicted = kelvin(answers.mean(axis=(0, 1)))
+            _write_log(workspace, part, log)
             workspace.write_table(part.file, as_predictions(labelled, part.split, fold, {NAME: predicted}))
         else:
+            _write_log(workspace, part, log)
             state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
             workspace.write_bytes(part.file, save(state))
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
+
+
+def _write_log(workspace: Workspace, part: Part, log: TrainingLog) -> None:
+    workspace.write_table(curves_file(part), as_curves(part.name, log))
+    if log.notes:
+        workspace.write_json(notes_file(part), log.notes)
 
 
 def curves_folder(version: str) -> str:
@@ -121,6 +132,16 @@ def curves_folder(version: str) -> str:
 def curves_file(part: Part) -> str:
     """The curves of one part, until they are put together."""
     return f"{part.file}.curves"
+
+
+def notes_file(part: Part) -> str:
+    """What was out of the ordinary in the training of a part, such as want of memory; not there if nothing was."""
+    return f"{part.file}.notes.json"
+
+
+def read_notes(workspace: Workspace, part: Part) -> list[str]:
+    """The sentences of ``notes_file``."""
+    return list(workspace.read_json(notes_file(part))) if workspace.exists(notes_file(part)) else []
 
 
 def as_curves(part: str, log: TrainingLog) -> pa.Table:
@@ -229,6 +250,7 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
         "calibration": {"split": split, "materials": len(errors), "coverage": coverage_curve(errors, names)},
         "materials": len(labelled.table),
         "superconductors": positive,
+        "notes": {part.name: notes for part in plan.folds + plan.members if (notes := read_notes(workspace, part))},
         **seen_in_pretraining(workspace, plan, table),
     }
     config = {
@@ -259,7 +281,10 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
 
 def _run_part(workspace: str, settings: TrainingSettings, plan: TrainingPlan, part: Part, processes: int) -> str:
     work = score_part if part.kind == "baselines" else train_part
-    return make_part(workspace, part.file, work, settings, plan, part, device=settings.device, processes=processes)
+    made = make_part(workspace, part.file, work, settings, plan, part, device=settings.device, processes=processes)
+    for note in read_notes(Workspace(workspace), part):
+        log_event(note, level=logging.WARNING, stage=STAGE, item=part.name)
+    return made
 
 
 @task(name="plan-bnas")

@@ -160,6 +160,31 @@ def test_little_memory_halves_the_batch_and_goes_on() -> None:
     assert len(log.losses) == RECIPE.epochs
 
 
+class Narrow(nn.Linear):
+    """A network that finds no memory for more than three samples where nothing is learnt."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training and len(inputs) > 3:
+            raise torch.cuda.OutOfMemoryError("no memory for this")
+        return super().forward(inputs)
+
+
+def error_in_parts(model: nn.Module, at_once: int) -> float:
+    return float(torch.cat([model(part) for part in INPUTS.split(at_once)]).square().mean().detach())
+
+
+def test_little_memory_in_the_validation_halves_it_and_goes_on() -> None:
+    recipe = RECIPE.model_copy(update={"validate_every": 3})
+    model = build(lambda: Narrow(4, 1), seed=1)
+    log = fit(model, loss, Samples(), recipe, device="cpu", extras=Extras(validate=error_in_parts))
+    assert [epoch for epoch, _ in log.validations] == [3, 6]
+    assert log.validations[-1][1] == pytest.approx(error_in_parts(model, 3))
+    assert log.notes == [
+        f"Out of memory in the validation after epoch 3: batches go in parts of {size} samples from here on"
+        for size in (32, 16, 8, 4, 2)
+    ]
+
+
 def test_no_memory_for_one_sample_is_told() -> None:
     def starving(model: nn.Module, batch: Any) -> Tensor:
         raise torch.OutOfMemoryError("no memory at all")
@@ -234,7 +259,7 @@ def test_the_average_of_the_weights_is_what_is_kept() -> None:
     assert not torch.allclose(kept[0].weight, last[0].weight, atol=1e-4)
 
 
-def error_at_zero(model: nn.Module) -> float:
+def error_at_zero(model: nn.Module, _at_once: int = 1) -> float:
     assert not model.training
     return float(model(torch.zeros(1, 4)).square().detach())
 

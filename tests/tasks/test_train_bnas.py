@@ -278,6 +278,31 @@ def test_arithmetic_of_the_settings_reaches_the_recipe() -> None:
     assert (changed.precision, changed.compiled) == ("bf16-mixed", True)
 
 
+@pytest.mark.usefixtures("prefect_harness")
+def test_little_memory_is_told_in_the_log_of_the_run_and_in_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Bnas.forward
+
+    def forward(network: Bnas, energies: torch.Tensor, fractions: torch.Tensor | None = None) -> torch.Tensor:
+        if len(energies) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return whole(network, energies, fractions)
+
+    monkeypatch.setattr(Bnas, "forward", forward)
+    workspace = make_grid_workspace(tmp_path, count=16)
+    settings = SETTINGS.model_copy(update={"splits": ("random",), "ensemble": 1, "epochs": 1})
+    train_bnas(workspace.url, settings, 1)
+    notes = load_model(workspace, "bnas").metrics["notes"]
+    assert set(notes) == {"random-0", "random-1", "ensemble-0"}
+    told = "batches go in parts of 4 samples from here on"
+    for where in ("epoch 1, step 1", "the validation after epoch 1", "a prediction"):
+        assert f"Out of memory in {where}: {told}" in notes["random-0"]
+    assert any(told in record.getMessage() and "item=random-0" in record.getMessage() for record in caplog.records)
+    answer = load_bnas(workspace, coverage=0.8).predict(read_grids(workspace)[1], "cpu")
+    assert np.isfinite(answer.tc_kelvin).all()
+
+
 def test_missing_grids_are_told(tmp_path: Path) -> None:
     with pytest.raises(MissingStageError, match=r"grids/index\.parquet is not in the workspace"):
         make_plan(Workspace(tmp_path), SETTINGS)
