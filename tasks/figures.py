@@ -216,13 +216,13 @@ def element_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
-    """Loss by epoch, solid for the training, dashed for what was held out.
+    """Loss by epoch, solid for the training, dashed for what was held out, and the learning rate below it.
 
     Parameters
     ----------
     parts
-        By part of a training, such as ``random-0``: ``epoch`` (n,), ``loss`` (n,) and ``validation_loss`` (n,), which
-        is nan where it was not asked. Parts of one cross-validation share a colour.
+        By part of a training, such as ``random-0``: ``epoch`` (n,), ``loss`` (n,), ``learning_rate`` (n,) and
+        ``validation_loss`` (n,), which is nan where it was not asked. Parts of one cross-validation share a colour.
     """
     colours = dict(
         zip(
@@ -230,8 +230,8 @@ def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
         )
     )
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axis = figure.subplots()
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        axis, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         named: set[str] = set()
         for part, columns in parts.items():
             name = part.rpartition("-")[0]
@@ -248,9 +248,14 @@ def curve_figure(parts: Mapping[str, Mapping[str, NDArray]]) -> Figure:
                 markersize=2.5,
                 alpha=0.8,
             )
+            below.plot(columns["epoch"], columns["learning_rate"], color=colours[name], linewidth=1.0, alpha=0.8)
             named.add(name)
-        axis.set(xlabel="epoch", ylabel="loss (dashed: held out)", yscale="log")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(ylabel="loss (dashed: held out)", yscale="log")
+        below.set(xlabel="epoch", ylabel="learning rate")
+        below.set_ylim(bottom=0)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        below.grid(color=FAINT, linewidth=0.5)
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which(StrMethodFormatter("{x:g}"))
         axis.grid(color=FAINT, linewidth=0.5)

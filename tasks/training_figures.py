@@ -52,7 +52,7 @@ def training_figures(network: NetworkScores, curves: pa.Table | None = None) -> 
     if drawn := draw_calibration(network):
         found["calibration"] = drawn
     if curves is not None and len(curves):
-        caption = "Mean loss of each epoch, and of what was held out, which decides nothing."
+        caption = "Mean loss of each epoch, and of what was held out, which decides nothing; below, the learning rate."
         found["curves"] = (curve_figure(_curves_by_part(curves)), caption)
     return found
 
@@ -176,5 +176,5 @@ def _curves_by_part(curves: pa.Table) -> dict[str, dict[str, np.ndarray]]:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for part in curves["part"].unique().to_pylist():
         rows = curves.filter(pc.equal(curves["part"], part)).sort_by("epoch")
-        parts[part] = {name: rows[name].to_numpy() for name in ("epoch", "loss", "validation_loss")}
+        parts[part] = {name: rows[name].to_numpy() for name in ("epoch", "loss", "validation_loss", "learning_rate")}
     return parts

@@ -139,7 +139,14 @@ SCORES = {
     "other": {"mean": Interval(0.1, 0, 0.2)},
 }
 LABELS = (np.array([0, 1, 1, 0]), np.array([0.2, 0.9, 0.4, 0.5]))
+CURVES = {
+    "epoch": np.arange(1, 5),
+    "loss": np.array([3.0, 2.0, 1.5, 1.2]),
+    "validation_loss": np.array([np.nan, 2.2, np.nan, 1.9]),
+    "learning_rate": np.array([5e-4, 1e-3, 5e-4, 0.0]),
+}
 ALL_FIGURES = {
+    "curves": lambda: figures.curve_figure({"random-0": CURVES, "random-1": CURVES, "ensemble-0": CURVES}),
     "parity": lambda: figures.parity_figure({"Random": ([0, 9.2, 39], [1, 8, 30]), "Grouped": ([], [])}),
     "scores": lambda: figures.score_figure(SCORES, "BNAS", "R2"),
     "roc": lambda: figures.roc_figure({"Random": {"S2SNet": LABELS, "mean": LABELS}}, "S2SNet"),
@@ -156,6 +163,12 @@ ALL_FIGURES = {
 def test_figures_of_many_materials_are_drawn_to_the_same_bytes(make):
     assert isinstance(make(), Figure)
     assert figures.to_data_url(make()) == figures.to_data_url(make())
+
+
+def test_the_learning_rate_stands_below_the_losses():
+    above, below = ALL_FIGURES["curves"]().axes
+    assert (above.get_ylabel(), below.get_ylabel()) == ("loss (dashed: held out)", "learning rate")
+    assert [list(line.get_ydata()) for line in below.lines] == [list(CURVES["learning_rate"])] * 3
 
 
 def test_axes_carry_units():
