@@ -3,10 +3,13 @@
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from models.bnas import CONFIGS, Bnas, BnasConfig, patchify, prepare
 from models.bnas_training import GridBatches, kelvin, predict_images, train_network
 from models.composition_branch import composition_fractions
 from models.exceptions import CheckpointError, ModelInputError
+from models.splits import make_folds
 from models.training import Recipe, TrainingLog, build, one_thread
 
 SMALL = BnasConfig(embed_dim=16, depth=2, heads=3, head_dim=8, mlp_dim=24, bands=5, mesh=8, patch=4)
@@ -211,6 +215,46 @@ def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(tmp_path: Path, 
     given = {"labels": (energies, tc.flip(0)), "energies": (other, tc), "version": (energies, tc, "2")}[change]
     with pytest.raises(CheckpointError, match="belongs to another training: data differ; remove it to begin anew"):
         learn(*given)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 7), min_size=4, max_size=12),
+    folds=st.integers(2, 4),
+    seed=st.integers(0, 9),
+    split=st.sampled_from(["random", "chemical-system"]),
+    images=st.sampled_from(["one", "all"]),
+)
+def test_no_image_of_a_held_out_material_is_learnt_from(
+    numbers: list[int], folds: int, seed: int, split: str, images: Literal["one", "all"]
+) -> None:
+    groups = np.array([*numbers, 0, 1, 2, 3])  # as many groups as folds, at least
+    size = len(groups)
+    planted = torch.arange(float(size))  # the mean of a grid, which its images share, is its row
+    pattern = torch.randn(18, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+    energies = planted[:, None, None, None, None] + pattern - pattern.mean()
+    learnt: list[int] = []
+    others: list[int] = []
+
+    def see(network: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(network, Bnas):
+            (learnt if network.training else others).extend(given[0].mean((1, 2, 3, 4)).round().int().tolist())
+
+    fold = make_folds(split, size=size, folds=folds, seed=seed, groups=groups, labels=np.arange(size) % 2)[0]
+    recipe = Recipe(epochs=2, batch_size=16, seed=seed, images=images, validate_every=1)
+    tc, held_out = np.arange(float(size)), torch.from_numpy(fold.test)
+    with nn.modules.module.register_module_forward_pre_hook(see), one_thread():
+        train_network(
+            TINY,
+            recipe,
+            energies[torch.from_numpy(fold.train)],
+            tc[fold.train],
+            held_out=(energies[held_out], tc[fold.test]),
+            device="cpu",
+        )
+    assert sorted(set(learnt)) == sorted(fold.train.tolist())
+    assert len(learnt) == 2 * len(fold.train) * (24 if images == "all" else 1)
+    assert sorted(set(others)) == sorted(fold.test.tolist())
 
 
 def test_centred_network_starts_at_the_mean_label() -> None:
