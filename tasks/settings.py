@@ -284,7 +284,7 @@ class TrainingSettings(NetworkSettings):
 class S2SNetTrainingSettings(NetworkSettings):
     """A training of S2SNet, and how it goes on from pre-trained weights."""
 
-    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet, paper or tiny")
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     pretrained: str | None = Field(
         None,
@@ -310,7 +310,7 @@ class S2SNetTrainingSettings(NetworkSettings):
 class S2SNetPretrainingSettings(StepSettings):
     """Pre-training of S2SNet on all ordered crystals, measured or not: hidden elements are guessed."""
 
-    config: str = Field("starter", description="Named network and recipe: starter, s2snet or paper")
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet, paper or tiny")
     epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
     masking: Literal["atoms", "element"] = Field(
         "atoms", description="Hidden: 15 % of the atoms (with their equal ones), or all atoms of one element"
@@ -324,7 +324,7 @@ class S2SNetPretrainingSettings(StepSettings):
 class PretrainingSettings(StepSettings):
     """Pre-training of BNAS on grids without labels: hidden patches are restored."""
 
-    config: str = Field("starter", description="Named network and recipe: starter or paper")
+    config: str = Field("starter", description="Named network and recipe: starter, best, paper or tiny")
     epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
     share: float = Field(0.6, gt=0, lt=1, description="Share of the patches that are hidden, in pairs of k and -k")
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of the chemical systems held out for the error told")

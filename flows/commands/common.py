@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="starter, or a TOML file of settings")]
 Place = Annotated[str | None, typer.Option("--workspace", "-w", help="Folder or URL that holds everything made")]
-Config = Annotated[str | None, typer.Option(help="Named network and recipe: starter or paper")]
+Config = Annotated[
+    str | None, typer.Option(help="Network and recipe: starter, paper, tiny; bnas: best; s2snet: s2snet")
+]
 Epochs = Annotated[int | None, typer.Option(help="Epochs in place of the recipe's")]
 Folds = Annotated[int | None, typer.Option(help="Folds of each cross-validation")]
 Split = Annotated[list[str] | None, typer.Option(help="random, chemical-system, family or year; may be repeated")]
