@@ -29,7 +29,7 @@ from tasks.workspace import Workspace
 
 PREFIX = "meissner: "  # of the names of all automations that are kept here
 TRAINING = ("train-bnas", "train-s2snet")
-FAILED = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"}
+FAILED = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
 OWN = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.meissner"}
 FAILURE = "{{ flow.name }} ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
 SILENCE = (
@@ -74,7 +74,7 @@ def _notifying(
     return [
         _automation(
             "tell of failures",
-            "A run of a deployment failed, crashed, or took too long",
+            "A run of a deployment failed or crashed",
             EventTrigger(expect=FAILED, match_related=OWN),
             _notify(settings, "meissner: {{ flow.name }} failed", FAILURE),
         ),
