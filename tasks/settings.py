@@ -38,6 +38,7 @@ from pydantic_settings import (
 from models.exceptions import MeissnerError
 from tasks.exceptions import InputError
 
+SECRETS = {"mp_api_key": "MEISSNER_MP_API_KEY", "notify_url": "MEISSNER_NOTIFY_URL"}  # from the environment alone
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "deployments" / "starter"
 
@@ -521,7 +522,7 @@ class Settings(BaseSettings):
         description="One or several of: facts CSV, CIF, POSCAR, folder, zip, tar, JSON; mp; optimade:PROVIDER or URL",
     )
     workers: int = Field(0, ge=0, description="Processes for heavy work; 0: one a core")
-    mp_api_key: SecretStr | None = Field(None, description="Materials Project key")
+    mp_api_key: SecretStr | None = Field(None, description="Materials Project key; give it as MEISSNER_MP_API_KEY")
     cleaning: CleaningSettings = CleaningSettings()
     mdr: MdrSettings = MdrSettings()
     fetch: FetchSettings = FetchSettings()
@@ -576,26 +577,38 @@ class Settings(BaseSettings):
         file = names.get(str(profile), Path(profile)) if profile else None
         if file and not file.is_file():
             raise InputError(f"Profile {str(profile)!r} is neither one of {sorted(names)} nor a TOML file")
+        if file:
+            _refuse_secrets(file)
         chosen = type(cls.__name__, (cls,), {"_toml_file": file, "__doc__": cls.__doc__})
         try:
             return cls(**dict(chosen(**_without_none(flags))))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            secret = name in {"mp_api_key", "notify_url"}
+            secret = name.partition(".")[0] in SECRETS
             got = "" if secret else f" (got {first['input']!r})"
             raise InputError(f"Setting {name!r}: {first['msg']}{got}") from (None if secret else error)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{file} is not valid TOML: {error}") from error
 
     def without_secrets(self) -> dict[str, Any]:
         """All settings but the secret ones as plain JSON, for the parameters of a flow."""
-        return self.model_dump(mode="json", exclude={"mp_api_key", "notify_url"})
+        return self.model_dump(mode="json", exclude=set(SECRETS))
 
     @property
     def processes(self) -> int:
         """Worker processes: the setting, or one a core."""
         return self.workers or os.cpu_count() or 1
+
+
+def _refuse_secrets(file: Path) -> None:
+    """Raise InputError for a profile that holds a secret, without showing it, or that is not valid TOML."""
+    try:
+        found = tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid TOML: {error}") from error
+    for name in found.keys() & SECRETS.keys():
+        raise InputError(
+            f"Setting {name!r} is a secret and may not stand in the file {file}: give it as {SECRETS[name]}"
+        )
 
 
 def _without_none(flags: dict[str, Any]) -> dict[str, Any]:
@@ -611,7 +624,8 @@ def settings_table() -> str:
         "",
         "Four sources, the later one winning: the defaults below; environment variables; a TOML file",
         "(`--profile FILE`); command-line flags. A setting `gpaw.cutoff_ev` is `MEISSNER_GPAW__CUTOFF_EV` in",
-        "the environment and, in TOML, `cutoff_ev` under `[gpaw]`. A name that is not in this table is refused.",
+        "the environment and, in TOML, `cutoff_ev` under `[gpaw]`. A name that is not in this table is refused, and so",
+        f"are the secrets {' and '.join(f'`{name}`' for name in SECRETS)} in a TOML file.",
         "",
         "| setting | type | default | what |",
         "|---|---|---|---|",

@@ -1,7 +1,6 @@
 """What commands share: options, settings, and the surroundings in which flows run."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,13 +41,10 @@ NETWORK_STEPS = ("bnas", "s2snet", "screening", "report")
 
 
 def load_settings(profile: str | None, **flags: Any) -> "Settings":
-    """Settings of file, environment and flags; the Materials Project's key goes on by the environment."""
+    """Settings of file, environment and flags."""
     from tasks.settings import Settings
 
-    settings = Settings.load(profile, **flags)
-    if settings.mp_api_key:  # by the environment, because Prefect stores the parameters of flows
-        os.environ["MEISSNER_MP_API_KEY"] = settings.mp_api_key.get_secret_value()
-    return settings
+    return Settings.load(profile, **flags)
 
 
 def check_sources(settings: "Settings") -> None:

@@ -20,7 +20,6 @@ from tests.tasks.test_crystal_sources import INFO, page
 
 MEISSNER = Path(sys.executable).with_name("meissner")
 PROFILE = """
-mp_api_key = "{key}"
 crystals = ["mp", "{database}", "{file}"]
 
 [fetch]
@@ -45,15 +44,15 @@ def meissner(*arguments, **environment):
 
 @pytest.mark.slow
 def test_databases_and_a_file_by_the_command_line(tmp_path):
-    """Twice: the second run asks nobody. The key, given by a profile, is found in no file and in no output."""
+    """Twice: the second run asks nobody. The key is found in no file and in no output."""
     place = Workspace(tmp_path / "workspace")
     with materials_project(tmp_path) as endpoint, scripted(INFO, page(x=DIBORIDE, y=ALUMINIUM)) as (url, seen):
         database = f"optimade:{url}"
         profile = tmp_path / "profile.toml"
-        profile.write_text(PROFILE.format(key=KEY, database=database, endpoint=endpoint, file=STARTER / "crystals.csv"))
-        first = meissner("--profile", profile, "--workspace", place.url)
+        profile.write_text(PROFILE.format(database=database, endpoint=endpoint, file=STARTER / "crystals.csv"))
+        first = meissner("--profile", profile, "--workspace", place.url, MEISSNER_MP_API_KEY=KEY)
         assert first.returncode == 0, first.stderr
-        second = meissner("--profile", profile, "--workspace", place.url)
+        second = meissner("--profile", profile, "--workspace", place.url, MEISSNER_MP_API_KEY=KEY)
         assert len(seen) == 2
     assert "nothing to do" in second.stdout
     rows = place.read_table("crystals/crystals.parquet").to_pylist()

@@ -68,11 +68,19 @@ def test_crystals_are_one_source_or_several(given, sources, tmp_path, monkeypatc
         Settings.load(crystals=[])
 
 
-def test_a_key_of_the_wrong_type_is_not_shown(tmp_path):
+@pytest.mark.parametrize("name", ["mp_api_key", "notify_url"])
+@pytest.mark.parametrize("value", ['"planted-key"', '["planted-key"]'], ids=["text", "list"])
+def test_a_secret_in_a_profile_is_refused_and_not_shown(tmp_path, name, value):
     profile = tmp_path / "mine.toml"
-    profile.write_text('mp_api_key = ["planted-key"]\n')
-    with pytest.raises(InputError, match=r"^Setting 'mp_api_key': Input should be a valid string$") as raised:
+    profile.write_text(f"workers = 1\n{name} = {value}\n")
+    with pytest.raises(InputError, match=rf"'{name}' is a secret .* give it as MEISSNER_{name.upper()}$") as raised:
         Settings.load(profile)
+    assert "planted" not in str(raised.value)
+
+
+def test_a_key_of_the_wrong_type_is_not_shown():
+    with pytest.raises(InputError, match=r"^Setting 'mp_api_key': Input should be a valid string$") as raised:
+        Settings.load(None, mp_api_key=["planted-key"])
     assert raised.value.__cause__ is None
 
 
