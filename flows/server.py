@@ -68,6 +68,11 @@ def configured_api_url() -> str | None:
     return prefect_setting("PREFECT_API_URL")
 
 
+def has_server(workspace: Workspace) -> bool:
+    """Whether a run on the workspace would report to a server that is there already."""
+    return bool(configured_api_url() or _running_server(prefect_home(workspace)))
+
+
 def prefect_setting(name: str) -> str | None:
     """A setting of Prefect from the environment or the active Prefect profile; None where it is not set."""
     if value := os.environ.get(name):

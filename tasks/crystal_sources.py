@@ -80,6 +80,7 @@ def fetch_source(workspace: Workspace, source: str, settings: FetchSettings, key
     database = _open_database(source, settings, key)
     if found := _answered(workspace, source, database, settings):
         return found.model_copy(update={"reused": True})
+    database.check()
     query_hash = _query_hash(source, database)
     pages = _Pages(workspace, source, query_hash)
     _fetch_missing(database, pages)

@@ -19,13 +19,22 @@ from pymatgen.core.structure import Structure
 
 from tasks.archives import is_archive
 from tasks.crystal_files import CrystalText, build_structure, read_crystals
-from tasks.crystal_sources import STAGE, FetchReport, as_sources, fetch_source, read_sources, source_hash
+from tasks.crystal_sources import (
+    MATERIALS_PROJECT,
+    STAGE,
+    FetchReport,
+    as_sources,
+    fetch_source,
+    read_sources,
+    source_hash,
+)
 from tasks.exceptions import InputError, RemoteError
 from tasks.formulas import normalise_formula
 from tasks.processes import Failure, run_jobs
 from tasks.progress import Advance, leave_summary, silent, stage_progress
 from tasks.schemas import CRYSTALS
-from tasks.settings import CrystalSettings, FetchSettings, Settings
+from tasks.secrets import read_key
+from tasks.settings import CrystalSettings, FetchSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
 
@@ -274,8 +283,8 @@ def _passes(_task: object, _run: TaskRun | None, state: State) -> bool:
 
 @task(name="fetch-crystals", retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS, retry_condition_fn=_passes)
 def fetch_crystals(workspace: str, source: str, settings: FetchSettings) -> FetchReport:
-    """Fetch a database's crystals; see ``fetch_source``. The key comes from the environment, never as a parameter."""
-    return fetch_source(Workspace(workspace), source, settings, Settings.load().mp_api_key)
+    """Fetch a database's crystals; see ``fetch_source``. The key is read here, and is never a parameter."""
+    return fetch_source(Workspace(workspace), source, settings, read_key() if source == MATERIALS_PROJECT else None)
 
 
 @task(name="crystals")

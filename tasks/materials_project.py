@@ -20,7 +20,7 @@ FIELDS = ("material_id", "structure", "energy_above_hull", "band_gap", "theoreti
 KEY_LENGTH = 32
 SYSTEMS_A_QUERY = 50  # chemical systems; more would make too long an address
 LICENCES = {"BY-C": "CC BY 4.0", "BY-NC": "CC BY-NC 4.0"}  # as the database marks them; GNoME's are not commercial
-ADVICE = "check the key in MEISSNER_MP_API_KEY (https://materialsproject.org/api)"
+ADVICE = "check the key in MEISSNER_MP_API_KEY or Prefect's Secret block meissner-mp-api-key (materialsproject.org/api)"
 
 
 class MaterialsProjectSource:

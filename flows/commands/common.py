@@ -49,10 +49,14 @@ def load_settings(profile: str | None, **flags: Any) -> "Settings":
 
 def check_sources(settings: "Settings") -> None:
     """Refuse a database that cannot be asked before anything is started."""
-    from tasks.crystal_sources import check_databases
+    from flows.server import has_server
+    from tasks.crystal_sources import MATERIALS_PROJECT, check_databases
     from tasks.workspace import Workspace
 
-    check_databases(Workspace(settings.workspace), settings.crystals, settings.fetch, settings.mp_api_key)
+    place, sources = Workspace(settings.workspace), settings.crystals
+    if not settings.mp_api_key and has_server(place):  # it may hold the key, which the run then asks it for
+        sources = tuple(source for source in sources if source != MATERIALS_PROJECT)
+    check_databases(place, sources, settings.fetch, settings.mp_api_key)
 
 
 def inputs_of(settings: "Settings") -> dict[str, Any]:

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from prefect import flow
+from prefect import flow, get_client
+from prefect.blocks.system import Secret
+from prefect.settings import get_current_settings
 
+from flows.commands.common import check_sources
 from tasks.crystal_sources import fetched_name, read_fetch_report
 from tasks.crystals import fetch_crystals
 from tasks.exceptions import InputError
-from tasks.settings import FetchSettings
+from tasks.secrets import BLOCK
+from tasks.settings import FetchSettings, Settings
 from tasks.workspace import Workspace
 from tests.conftest import STARTER
 from tests.tasks.local_servers import scripted
@@ -92,3 +96,53 @@ def test_prefect_tries_an_outage_again_and_a_refusal_not(prefect_harness, tmp_pa
         with pytest.raises(InputError, match=r"refuses the request \(400\)"):
             fetch(str(tmp_path), f"optimade:{url}", settings)
         assert len(seen) == 2
+
+
+@pytest.fixture
+def key_block(prefect_harness, monkeypatch):
+    """The key in a Secret block on the tests' server, and none in the environment."""
+    monkeypatch.delenv("MEISSNER_MP_API_KEY", raising=False)
+    Secret(value=KEY).save(BLOCK)
+    yield
+    Secret.delete(BLOCK)
+
+
+def test_the_key_comes_from_a_secret_block_and_is_seen_nowhere(key_block, tmp_path, caplog):
+    """The stand-in answers only to the key. Parameters, states, logs and files are searched for it."""
+    caplog.set_level("DEBUG")
+    with materials_project(tmp_path) as endpoint:
+        settings = FetchSettings(retries=0, materials_project={"endpoint": endpoint})
+        assert fetch(str(tmp_path / "workspace"), "mp", settings).rows == 5
+    with get_client(sync_client=True) as client:
+        seen = [
+            client.request("POST", path, json={}).text
+            for path in ("/flow_runs/filter", "/task_runs/filter", "/logs/filter", "/block_documents/filter")
+        ]
+    assert "materials_project" in seen[0]
+    written = [path.read_bytes() for path in (tmp_path / "workspace").rglob("*") if path.is_file()]
+    assert written
+    assert KEY not in "".join([*seen, caplog.text])
+    assert KEY.encode() not in b"".join(written)
+
+
+def test_a_key_that_is_nowhere_ends_the_run_and_the_environment_comes_first(key_block, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEISSNER_MP_API_KEY", "short")
+    with pytest.raises(InputError, match="key has 5 characters"):
+        fetch(str(tmp_path), "mp", FetchSettings())
+    monkeypatch.delenv("MEISSNER_MP_API_KEY")
+    Secret.delete(BLOCK)
+    with pytest.raises(InputError, match=r"key is not given.*Secret block meissner-mp-api-key"):
+        fetch(str(tmp_path), "mp", FetchSettings())
+    Secret(value=KEY).save(BLOCK)
+
+
+def test_a_server_that_may_hold_the_key_is_asked_before_it_is_refused(prefect_harness, tmp_path, monkeypatch):
+    monkeypatch.delenv("MEISSNER_MP_API_KEY", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    settings = Settings.load(None, workspace=str(tmp_path), crystals=["mp"])
+    monkeypatch.setenv("PREFECT_API_URL", str(get_current_settings().api.url))
+    check_sources(settings)
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "no-profile"))
+    with pytest.raises(InputError, match="key is not given"):
+        check_sources(settings)
