@@ -9,6 +9,7 @@ servers and machines, and can be checked by anyone with the files.
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -78,10 +79,13 @@ class StageReport(BaseModel):
 
 @cache
 def code_revision() -> str | None:
-    """Commit of the checkout that this code runs from, with ``-dirty`` where it was changed; None outside of one."""
+    """Commit of the checkout that this code runs from, with ``-dirty`` where it was changed.
+
+    Outside of a checkout what MEISSNER_REVISION says, as in a container image; None where it says nothing.
+    """
     folder, git = Path(__file__).resolve().parents[1], shutil.which("git")
     if git is None or not (folder / ".git").exists():
-        return None
+        return os.environ.get("MEISSNER_REVISION") or None
     asked = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

@@ -115,6 +115,17 @@ def test_the_image_runs_as_nobody_special_and_is_pinned():
     assert torch == f"TORCH_VERSION={version('torch').split('+')[0]}", "the image has the version that is tested"
 
 
+def test_the_image_knows_its_commit():
+    found = instructions()
+    cpu = next(line for line, (name, value) in enumerate(found) if name == "FROM" and value.endswith("AS cpu"))
+    assert ("ARG", "MEISSNER_REVISION=") in found[cpu:]
+    assert ("ENV", "MEISSNER_REVISION=$MEISSNER_REVISION") in found[cpu:]
+    built = services(VALUES | {"MEISSNER_REVISION": "0123456789ab"})
+    arguments = [service["build"]["args"] for service in built.values() if "build" in service]
+    assert arguments == [{"MEISSNER_REVISION": "0123456789ab"}] * len(arguments)
+    assert arguments
+
+
 def test_what_the_image_copies_is_there_and_let_in():
     allowed = [
         line[1:] for line in (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"

@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 
@@ -6,6 +11,7 @@ from tasks.exceptions import WorkspaceError
 from tasks.settings import CleaningSettings
 from tasks.stages import Rejection, StageOutcome, read_report, run_stage
 from tasks.workspace import Workspace
+from tests.conftest import ROOT
 
 TABLE = pa.table({"formula": ["MgB2"]})
 
@@ -68,3 +74,16 @@ def test_listeners_hear_the_start_and_the_end(tmp_path):
     with subscribe(heard.append):
         report = run(Workspace(tmp_path), Counter())
     assert heard == [StageEvent("clean"), StageEvent("clean", report=report)]
+
+
+@pytest.mark.parametrize(("given", "told"), [("0123456789ab", "0123456789ab"), ("", None)])
+def test_code_outside_of_a_checkout_knows_its_commit_by_the_environment(tmp_path, given, told):
+    """As in a container image: the same files, no .git."""
+    shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    code = "from tasks import settings, stages as s; settings.Settings.load(); print(s.__file__, s.code_revision())"
+    environment = os.environ | {"MEISSNER_REVISION": given, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(tmp_path / "tasks" / "stages.py"), str(told)]
