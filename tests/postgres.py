@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("initdb", "postgres", "pg_ctl", "createdb", "dropdb", "pg_isready")
+PROGRAMS = ("initdb", "postgres", "pg_ctl", "createdb", "dropdb", "pg_isready", "psql")
 NEEDED = "apt-get install --no-install-recommends postgresql postgresql-contrib"
 USER, PASSWORD = "prefect", "loopback-only"
 START_SECONDS = 60

@@ -83,6 +83,14 @@ class Machine:
                 stderr=log,
             )
 
+    def healthy(self, name, *changes, **environment):
+        """Whether the service's health check passes, with pairs of (text, text here) put in."""
+        command = [self.here(word) for word in self.services[name]["healthcheck"]["test"][1:]]
+        for there, here in changes:
+            command = [word.replace(there, here) for word in command]
+        done = subprocess.run(command, env=self.environment(name, **environment), capture_output=True)
+        return done.returncode == 0
+
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
 

@@ -22,28 +22,25 @@ pytestmark = pytest.mark.slow
 ROOT = DEPLOYMENTS.parent
 AUTH = ("group", "planted5password6of7a8group")
 EVENT = "meissner.dataset.refreshed"
+PORTS = ("api-1", "api-2", "proxy", "inside", "worker", "worker-training", "tensorboard")
+DEPLOYED = {"refresh-weekly", "train-bnas", "train-s2snet", "tune-bnas", "screen-monthly", "bands-on-demand"}
 REGISTER = """
 import json
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.automations import Automation
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import EventTrigger
-from prefect.workers.process import ProcessWorker
 
-with get_client(sync_client=True) as client:
-    template = ProcessWorker.get_default_base_job_template()
-    client.create_work_pool(WorkPoolCreate(name="meissner", type="process", base_job_template=template))
-    for queue in ("cpu", "dft"):
-        client.create_work_queue(queue, work_pool_name="meissner")
-deployment = RunnerDeployment.from_entrypoint(
-    "tests.deployments.small_flow.small", name="small", work_pool_name="meissner", work_queue_name="cpu"
-).apply()
+found = {
+    name: RunnerDeployment.from_entrypoint(
+        "tests.deployments.small_flow.small", name=name, tags=tags, work_pool_name="meissner", work_queue_name=queue
+    ).apply()
+    for name, queue, tags in (("small", "cpu", []), ("large", "gpu", []), ("crashed", "cpu", ["meissner"]))
+}
 trigger = EventTrigger(expect={"meissner.dataset.refreshed"}, threshold=1, within=0)
-action = RunDeployment(source="selected", deployment_id=deployment, parameters={"number": 21})
+action = RunDeployment(source="selected", deployment_id=found["small"], parameters={"number": 21})
 Automation(name="after a refresh", trigger=trigger, actions=[action]).create()
-print(json.dumps(str(deployment)))
+print(json.dumps({name: str(identifier) for name, identifier in found.items()}))
 """
 
 
@@ -60,7 +57,7 @@ def group(postgres_cluster, redis_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("group")
     url = postgres_cluster.fresh()
     user, password = url.split("//")[1].split("@")[0].split(":")
-    ports = {name: free_port() for name in ("api-1", "api-2", "proxy", "inside", "worker")}
+    ports = {name: free_port() for name in PORTS}
     values = {
         "PREFECT_AUTH": ":".join(AUTH),
         "POSTGRES_PASSWORD": password,
@@ -104,22 +101,44 @@ def group(postgres_cluster, redis_server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def registered(group):
-    """A pool, a deployment, and an automation that runs it when the data were refreshed; and a worker."""
-    done = script(group, REGISTER)
-    group.machine.start(
-        "worker",
-        PREFECT_API_URL=group.api,
-        PREFECT_WORKER_QUERY_SECONDS="1",
-        PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
-        PREFECT_WORKER_WEBSERVER_PORT=str(group.ports["worker"]),
-        PYTHONPATH=str(ROOT),
-    )
-    return json.loads(done)
+def deployed(group):
+    """What `meissner deploy` says, the first and the second time."""
+    return [group.machine.run("deploy", **client(group)) for _ in range(2)]
 
 
-def script(group, code, **environment):
-    known = group.machine.environment("worker", PREFECT_API_URL=group.api, PYTHONPATH=str(ROOT), **environment)
+@pytest.fixture(scope="module")
+def registered(group, deployed):
+    """Small deployments, one of them with a crashed run, and an automation; the workers and the keeper of the file."""
+    found = json.loads(script(group, REGISTER))
+    path = f"deployments/{found['crashed']}/create_flow_run"
+    crashed = ask(group, "api-1", path, {"state": {"type": "RUNNING"}}).json()["id"]
+    for state in ("RUNNING", "CRASHED"):
+        body = {"state": {"type": state, "name": state.title()}, "force": True}
+        assert ask(group, "api-1", f"flow_runs/{crashed}/set_state", body).json()["status"] == "ACCEPT"
+    for name in ("worker", "worker-training"):
+        group.machine.start(
+            name,
+            PREFECT_WORKER_QUERY_SECONDS="1",
+            PREFECT_WORKER_WEBSERVER_HOST="127.0.0.1",
+            PREFECT_WORKER_WEBSERVER_PORT=str(group.ports[name]),
+            **client(group),
+        )
+    group.machine.start("keeper", **client(group))
+    return found
+
+
+def client(group):
+    return {
+        "PREFECT_API_URL": group.api,
+        "MEISSNER_WORKSPACE": str(group.folder / "workspace"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+    }
+
+
+def script(group, code):
+    known = group.machine.environment("worker", **client(group))
     done = subprocess.run([sys.executable, "-c", code], env=known, cwd=group.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
@@ -135,8 +154,12 @@ def ask(group, name, path, body=None, auth=AUTH):
     return httpx.post(f"http://127.0.0.1:{group.ports[name]}/api/{path}", json=body or {}, auth=auth, timeout=60)
 
 
-def finished(group, name, count):
-    runs = ask(group, name, "flow_runs/filter").json()
+def runs_of(group, name, deployment):
+    return ask(group, name, "flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}}).json()
+
+
+def finished(group, name, count, deployment="small"):
+    runs = runs_of(group, name, deployment)
     return len(runs) >= count and all(run["state_type"] == "COMPLETED" for run in runs) and runs
 
 
@@ -147,8 +170,29 @@ def test_each_server_asks_for_the_password(group):
         assert ask(group, name, "flow_runs/filter").status_code == 200
 
 
+def test_the_command_deploy_registers_everything_and_twice_is_once(group, deployed):
+    first, second = ([line.split() for line in told.splitlines()[1:]] for told in deployed)
+    assert {words[-1] for words in first} == {"created"}
+    assert {words[-1] for words in second} == {"unchanged"}
+    assert {words[1] for words in first if words[0] == "deployment"} == DEPLOYED
+    found = ask(group, "api-2", "deployments/filter", {"deployments": {"name": {"any_": sorted(DEPLOYED)}}})
+    assert {each["name"] for each in found.json()} == DEPLOYED
+    assert {each["parameters"]["workspace"] for each in found.json()} == {str(group.folder / "workspace")}
+    [tuning] = [each for each in found.json() if each["name"] == "tune-bnas"]
+    assert "${POSTGRES_PASSWORD}@" in tuning["parameters"]["settings"]["storage"]
+    password = group.machine.environment("deploy")["POSTGRES_PASSWORD"]
+    for text in (found.text, *deployed):
+        assert password not in text
+        assert AUTH[1] not in text
+    queues = ask(group, "api-2", "work_pools/meissner/queues/filter").json()
+    assert {queue["name"] for queue in queues} == {"default", "cpu", "dft", "gpu"}
+    automations = {each["name"] for each in ask(group, "api-2", "automations/filter").json()}
+    assert {"meissner: train after new data", "meissner: screen after training"} <= automations
+
+
 def test_what_one_server_is_told_the_other_knows_and_a_worker_runs_it(group, registered):
-    made = ask(group, "api-1", f"deployments/{registered}/create_flow_run", {"parameters": {"number": 4}})
+    path = f"deployments/{registered['small']}/create_flow_run"
+    made = ask(group, "api-1", path, {"parameters": {"number": 4}})
     assert made.status_code == 201, made.text
     [run] = wait_for(
         lambda: finished(group, "api-2", 1),
@@ -156,16 +200,25 @@ def test_what_one_server_is_told_the_other_knows_and_a_worker_runs_it(group, reg
     )
     assert run["id"] == made.json()["id"]
     # task runs come by events: through Redis to the services
+    asked = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = wait_for(
-        lambda: [t for t in ask(group, "api-2", "task_runs/filter").json() if t["state_type"] == "COMPLETED"]
+        lambda: [t for t in ask(group, "api-2", "task_runs/filter", asked).json() if t["state_type"] == "COMPLETED"]
     )
     assert [task["name"].split("-")[0] for task in tasks] == ["double"]
+
+
+def test_the_worker_of_trainings_takes_its_queue(group, registered):
+    made = ask(group, "api-1", f"deployments/{registered['large']}/create_flow_run")
+    assert made.status_code == 201, made.text
+    wait_for(lambda: finished(group, "api-2", 1, "large"), what=lambda: group.machine.log("worker-training"))
+    assert made.json()["name"] in group.machine.log("worker-training")
+    assert made.json()["name"] not in group.machine.log("worker")
 
 
 def test_an_event_passes_through_redis_to_an_automation(group, registered):
     import redis
 
-    before = len(ask(group, "api-1", "flow_runs/filter").json())
+    before = len(runs_of(group, "api-1", "small"))
     script(
         group,
         "from prefect.events import emit_event;"
@@ -184,19 +237,27 @@ def test_an_event_passes_through_redis_to_an_automation(group, registered):
     assert any("events" in key for key in streams), streams
 
 
+def test_the_keeper_starts_a_crashed_run_again(group, registered):
+    wait_for(lambda: finished(group, "api-2", 1, "crashed"), what=lambda: group.machine.log("keeper"))
+    assert "had crashed and is started again" in group.machine.log("keeper")
+
+
 def test_health_checks_of_the_file_pass_here_and_fail_where_nothing_is(group, registered):
-    places = {"api-1": ("4200", "api-1"), "worker": ("8080", "worker")}
-    for name, (there, here) in places.items():
-        test = group.machine.services[name]["healthcheck"]["test"][1:]
-        command = [sys.executable, *[word.replace(there, str(group.ports[here])) for word in test[1:]]]
-        assert subprocess.run(command, capture_output=True).returncode == 0, name
-        nowhere = [sys.executable, *[word.replace(there, str(free_port())) for word in test[1:]]]
-        assert subprocess.run(nowhere, capture_output=True).returncode == 1, name
-    test = [sys.executable, *group.machine.services["services"]["healthcheck"]["test"][2:]]
-    there = group.machine.environment("services")
-    assert subprocess.run(test, env=there, capture_output=True).returncode == 0
-    empty = {"PREFECT_SERVER_DOCKET_URL": there["PREFECT_SERVER_DOCKET_URL"].removesuffix("1") + "9"}
-    assert subprocess.run(test, env=there | empty, capture_output=True).returncode == 1, "another database of Redis"
+    (group.folder / "curves").mkdir()
+    there = ("/workspace/models", str(group.folder / "curves")), ("0.0.0.0", "127.0.0.1")
+    group.machine.start("tensorboard", *there, ("6006", str(group.ports["tensorboard"])))
+    places = {"api-1": ("4200", "api-1"), "worker": ("8080", "worker"), "worker-training": ("8080", "worker-training")}
+    places |= {"tensorboard": ("6006", "tensorboard")} | ({"proxy": ("8080", "inside")} if group.caddy else {})
+    for name, (port, here) in places.items():
+        wait_for(
+            lambda name=name, port=port, here=here: group.machine.healthy(name, (port, str(group.ports[here]))),
+            what=lambda name=name: group.machine.log(name),
+        )
+        assert not group.machine.healthy(name, (port, str(free_port()))), name
+    assert group.machine.healthy("services")
+    url = group.machine.environment("services")["PREFECT_SERVER_DOCKET_URL"]
+    another = url.removesuffix("1") + "9"
+    assert not group.machine.healthy("services", PREFECT_SERVER_DOCKET_URL=another), "another database of Redis"
 
 
 def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registered):
@@ -212,8 +273,8 @@ def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registe
         process.kill()
     for _ in range(20):
         assert httpx.get(f"{public}/version", verify=False, auth=AUTH, timeout=30).status_code == 200
-    before = len(ask(group, "api-2", "flow_runs/filter").json())
-    path = f"deployments/{registered}/create_flow_run"
+    before = len(runs_of(group, "api-2", "small"))
+    path = f"deployments/{registered['small']}/create_flow_run"
     assert httpx.post(f"{public}/{path}", json={}, verify=False, auth=AUTH, timeout=60).status_code == 201
     wait_for(lambda: finished(group, "api-2", before + 1), what=lambda: group.machine.log("worker"))
 
