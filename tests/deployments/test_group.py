@@ -13,6 +13,8 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from tests.deployments.compose import DEPLOYMENTS, Machine
 from tests.postgres import free_port
@@ -23,6 +25,13 @@ ROOT = DEPLOYMENTS.parent
 AUTH = ("group", "planted5password6of7a8group")
 EVENT = "meissner.dataset.refreshed"
 PORTS = ("api-1", "api-2", "proxy", "inside", "worker", "worker-training", "tensorboard")
+CHANNELS = (
+    "events/in",
+    "events/out",
+    "logs/out",
+    "task_runs/subscriptions/scheduled",
+    "work_pools/meissner/workers/connect",
+)
 DEPLOYED = {"refresh-weekly", "train-bnas", "train-s2snet", "tune-bnas", "screen-monthly", "bands-on-demand"}
 REGISTER = """
 import json
@@ -168,6 +177,36 @@ def test_each_server_asks_for_the_password(group):
         assert ask(group, name, "flow_runs/filter", auth=None).status_code == 401
         assert ask(group, name, "flow_runs/filter", auth=("group", "wrong")).status_code == 401
         assert ask(group, name, "flow_runs/filter").status_code == 200
+
+
+def test_nothing_but_signs_of_health_answers_without_the_password(group):
+    api = f"http://127.0.0.1:{group.ports['api-1']}/api"
+    known = httpx.get(f"{api}/openapi.json", auth=AUTH, timeout=60).json()["paths"]
+    paths = [path for path, methods in known.items() if "get" in methods and "{" not in path]
+    assert len(paths) > 5
+    opened = {path for path in paths if httpx.get(api + path, timeout=60).status_code != 401}
+    assert opened == {"/health", "/ready"}
+    for page in ("openapi.json", "docs", "redoc"):
+        assert httpx.get(f"{api}/{page}", timeout=60).status_code == 401
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_channel_does_not_answer_without_the_password(group, channel):
+    place = f"{group.api}/{channel}".replace("http://", "ws://")
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(place, close_timeout=5)
+    said = {"type": "auth"}, {"type": "auth", "token": "group:wrong"}, {"type": "filter", "filter": {}}
+    for first in said:
+        with (
+            connect(place, subprotocols=["prefect"], close_timeout=5) as socket,
+            pytest.raises(ConnectionClosed) as end,
+        ):
+            socket.send(json.dumps(first))
+            socket.recv(timeout=30)
+        assert end.value.rcvd.code == 1008, first
+    with connect(place, subprotocols=["prefect"], close_timeout=5) as socket:
+        socket.send(json.dumps({"type": "auth", "token": ":".join(AUTH)}))
+        assert json.loads(socket.recv(timeout=30)) == {"type": "auth_success"}
 
 
 def test_the_command_deploy_registers_everything_and_twice_is_once(group, deployed):
