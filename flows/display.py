@@ -272,6 +272,7 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         "formula",
         "BNAS: Tc / K",
         "S2SNet: P",
+        "S2SNet: Tc / K",
         "distance",
         "measured relative",
         "note",
@@ -408,6 +409,7 @@ def _prediction_cells(row: dict[str, Any]) -> list[str]:
     tc = number("tc_kelvin", ".2f")
     if tc:
         tc += f" ({number('tc_low_kelvin', '.1f')} to {number('tc_high_kelvin', '.1f')})"
-    cells = [Path(row["file"]).name, row["formula"] or "", tc, number("probability", ".2f"), number("distance", ".2f")]
+    second = [number("probability", ".2f"), number("s2snet_tc_kelvin", ".2f"), number("distance", ".2f")]
+    cells = [Path(row["file"]).name, row["formula"] or "", tc, *second]
     relative = f"{row['known_formula']} ({row['known']})" if row["known_formula"] else ""
     return [*cells, relative, row["note"] or ""]

@@ -15,7 +15,8 @@ from tasks.model_store import chosen_version, model_folder
 from tasks.workspace import Workspace
 
 HONEST_SPLITS = ("chemical-system", "random")  # the first one that was run is used
-VALUES = {"bnas": "tc_predicted_kelvin", "s2snet": "probability"}
+TC = "tc_predicted_kelvin"
+VALUES = {"bnas": TC, "s2snet": "probability"}
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class HeldOut:
         The cross-validation they come from.
     values
         Kelvin (BNAS) or probability (S2SNet) by material id; the mean where a material was held out more than once.
+    tc_kelvin
+        Kelvin by material id, of both networks; without the materials that have none.
     trained
         Every material that stood in the training data.
     """
 
     split: str | None
     values: Mapping[str, float]
+    tc_kelvin: Mapping[str, float]
     trained: frozenset[str]
 
     def origin(self, material_id: str) -> str:
@@ -57,10 +61,15 @@ def read_held_out(workspace: Workspace, network: str, version: str | None = None
     table = read_predictions(workspace, network, version)
     table = table.filter(pc.equal(table["model"], network))
     split = next((split for split in HONEST_SPLITS if split in set(table["split"].to_pylist())), None)
+    chosen = table.filter(pc.equal(table["split"], split)) if split else table.slice(0, 0)
+    trained = frozenset(folds["material_id"].to_pylist())
+    return HeldOut(split, _mean_by_material(chosen, VALUES[network]), _mean_by_material(chosen, TC), trained)
+
+
+def _mean_by_material(table: pa.Table, column: str) -> dict[str, float]:
+    """Mean of a column by material id; rows without a value are left out."""
     collected: dict[str, list[float]] = defaultdict(list)
-    if split:
-        chosen = table.filter(pc.equal(table["split"], split))
-        for name, value in zip(chosen["material_id"].to_pylist(), chosen[VALUES[network]].to_pylist(), strict=True):
+    for name, value in zip(table["material_id"].to_pylist(), table[column].to_pylist(), strict=True):
+        if value is not None:
             collected[name].append(value)
-    values = {name: sum(found) / len(found) for name, found in collected.items()}
-    return HeldOut(split, values, frozenset(folds["material_id"].to_pylist()))
+    return {name: sum(found) / len(found) for name, found in collected.items()}

@@ -66,6 +66,7 @@ class Prediction(BaseModel):
     probability: float | None = Field(None, description="S2SNet: probability of being a superconductor")
     probability_low: float | None = None
     probability_high: float | None = None
+    s2snet_tc_kelvin: float | None = Field(None, description="S2SNet: critical temperature, kelvin; a second opinion")
     tc_kelvin: float | None = Field(None, description="BNAS: critical temperature, kelvin; none without bands")
     tc_low_kelvin: float | None = None
     tc_high_kelvin: float | None = None
@@ -248,9 +249,12 @@ def _space_group(structure: Structure) -> str | None:
 
 
 def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
+    """Probability and Tc of a crystal."""
     prediction = predictor.s2snet.predict([structure])
     names = ("probability", "probability_low", "probability_high")
-    return {name: float(getattr(prediction, name)[0]) for name in names} | {"s2snet_version": predictor.s2snet.version}
+    answer = {name: float(getattr(prediction, name)[0]) for name in names}
+    answer["s2snet_tc_kelvin"] = float(prediction.tc_kelvin[0])
+    return answer | {"s2snet_version": predictor.s2snet.version}
 
 
 def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
     )
     sentences = [
         f"BNAS expects {kelvin_text(row['tc_kelvin'])} K{interval}.",
-        f"S2SNet gives a probability of {row['probability']:.2f}.",
+        f"S2SNet gives a probability of {row['probability']:.2f}{second_opinion(row.get('s2snet_tc_kelvin'))}.",
         "The two networks agree." if row["agree"] else "The two networks disagree, so take this one with caution.",
         f"Its distance from the training set is {row['distance']:.2f}, where 1 is the edge of what was tested.",
         {"none": f"No measured composition matches; the nearest in chemistry is {row['nearest_formula']}."}.get(
@@ -130,6 +130,11 @@ def describe_trust(row: Mapping[str, Any], hull_ev: float | None) -> str:
     if row["hazards"]:
         sentences.append(f"Handle with care: {', '.join(row['hazards'])}.")
     return " ".join(sentences)
+
+
+def second_opinion(tc_kelvin: float | None) -> str:
+    """What S2SNet says of Tc, as the end of a sentence; nothing where it says nothing."""
+    return "" if tc_kelvin is None else f" and, as a second opinion, a Tc of {kelvin_text(tc_kelvin)} K"
 
 
 def _hull_distance(row: Mapping[str, Any], provenance: Provenance) -> float | None:

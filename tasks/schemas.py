@@ -195,6 +195,7 @@ CANDIDATES = pa.schema(
         pa.field("probability_low", pa.float64()),
         pa.field("probability_high", pa.float64()),
         pa.field("probability_origin", pa.string(), nullable=False),  # as tc_origin
+        pa.field("s2snet_tc_kelvin", pa.float64()),  # S2SNet, from the crystal alone; null where it learnt none
         pa.field("agree", pa.bool_()),  # both networks say superconductor, or both say not
         pa.field("distance", pa.float64(), nullable=False),  # from the training set, in its own spread; above 1 is far
         pa.field("abstain", pa.bool_(), nullable=False),

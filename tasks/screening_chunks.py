@@ -36,7 +36,8 @@ SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label 
 SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
 BATCH = 32  # materials given to the networks at once: 2.4 MB each, and a few times that inside BNAS
 TC_COLUMNS = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
-PROBABILITY_COLUMNS = ("probability", "probability_low", "probability_high")
+S2SNET_COLUMNS = {name: name for name in ("probability", "probability_low", "probability_high")}
+S2SNET_COLUMNS["s2snet_tc_kelvin"] = "tc_kelvin"  # the column, and the field of S2SNet's answer
 TOLD = ("material_id", "formula", "space_group", "band_gap_ev", "structure", "energy_above_hull_ev", "theoretical")
 
 
@@ -246,19 +247,20 @@ def _ask_bnas(batch: Sequence[_Candidate], asked: Asked, images: int) -> list[di
 
 
 def _ask_s2snet(batch: Sequence[_Candidate], asked: Asked) -> list[dict[str, Any]]:
-    """Probability of each material, held out where it was trained on."""
+    """Probability and Tc of each material, held out where it was trained on."""
     held_out = asked.held_out["s2snet"]
     origins = [asked.origin("s2snet", one.row, one.own) for one in batch]
     places = [place for place, origin in enumerate(origins) if origin != "out-of-fold"]
     prediction = asked.s2snet.predict_graphs([batch[place].graph for place in places]) if places else None
     answers = []
     for place, (one, origin) in enumerate(zip(batch, origins, strict=True)):
-        answer: dict[str, Any] = dict.fromkeys(PROBABILITY_COLUMNS)
+        answer: dict[str, Any] = dict.fromkeys(S2SNET_COLUMNS)
         if origin == "out-of-fold":
             answer["probability"] = held_out.values[one.name]
+            answer["s2snet_tc_kelvin"] = held_out.tc_kelvin.get(one.name)
         else:
             row = places.index(place)
-            answer = {name: float(getattr(prediction, name)[row]) for name in PROBABILITY_COLUMNS}
+            answer = {column: float(getattr(prediction, name)[row]) for column, name in S2SNET_COLUMNS.items()}
         answers.append(answer | {"probability_origin": origin, "s2snet_version": asked.s2snet.version})
     return answers
 

@@ -24,7 +24,7 @@ from tasks.sources import read_bytes
 from tasks.stages import Rejection, hash_text
 from tasks.workspace import Workspace
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 IMAGES_SHARE = 8  # a chunk that is asked about in all images has so many times fewer materials
 PARTS = "candidates/parts"
 PLAN = "candidates/plan.json"  # the parts that the newest finished screening was made of

@@ -100,6 +100,13 @@ def test_each_panel_has_its_figures_and_they_are_plotly_json(page: str):
         assert json.loads(document)["data"]
 
 
+def test_each_panel_tells_the_temperature_of_s2snet(text: str, screened: Workspace):
+    for row in screened.read_table(RESULT).to_pylist()[:TOP]:
+        told = escape(f"and, as a second opinion, a Tc of {kelvin_text(row['s2snet_tc_kelvin'])} K.")
+        assert str(told) in text
+    assert text.count("as a second opinion, a Tc of") == TOP
+
+
 def test_each_panel_says_what_its_attention_map_is_worth(text: str, screened: Workspace):
     assert text.count("What the attention map is worth") == TOP
     assert text.count("rank correlation with random weights</th><td>") == TOP
@@ -115,6 +122,7 @@ def test_files_beside_the_page_can_be_read(files: dict[str, bytes], screened: Wo
     rows = screened.read_table(RESULT).to_pylist()
     table = list(csv.DictReader(io.StringIO(files["report/candidates.csv"].decode())))
     assert [row["material_id"] for row in table] == [row["material_id"] for row in rows]
+    assert [float(row["s2snet_tc_kelvin"]) for row in table] == [row["s2snet_tc_kelvin"] for row in rows]
     assert pq.read_table(io.BytesIO(files["report/candidates.parquet"])).equals(screened.read_table(RESULT))
     crystals = [content.decode() for name, content in files.items() if name.endswith(".cif")]
     assert len(crystals) == TOP

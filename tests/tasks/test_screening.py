@@ -1,5 +1,7 @@
 """Screening: what is chosen, joined, judged and ranked; the same table however it was made; single files."""
 
+import csv
+import io
 import itertools
 import json
 import shutil
@@ -15,7 +17,9 @@ from ase.io.jsonio import encode
 from pymatgen.core import Lattice, Structure
 from pymatgen.electronic_structure.bandstructure import BandStructure
 from pymatgen.electronic_structure.core import Spin
+from rich.console import Console
 
+from flows.display import print_predictions
 from models.applicability import TrainingDistance
 from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
@@ -105,6 +109,25 @@ def test_trained_materials_show_held_out_predictions_and_not_the_fit(screened: W
         assert row["tc_low_kelvin"] is None
     assert rows["VC"]["tc_origin"] == "ensemble"
     assert rows["VC"]["tc_low_kelvin"] <= rows["VC"]["tc_kelvin"] <= rows["VC"]["tc_high_kelvin"]
+
+
+def test_s2snet_gives_a_second_temperature_held_out_where_it_was_trained(screened: Workspace, rows: dict[str, dict]):
+    s2snet = load_s2snet(screened)
+    new = [row for row in rows.values() if row["probability_origin"] == "ensemble"]
+    structures = [Structure.from_str(row["structure"], fmt="json") for row in new]
+    expected = s2snet.predict(structures).tc_kelvin
+    assert expected.min() > 0.1
+    np.testing.assert_allclose([row["s2snet_tc_kelvin"] for row in new], expected, atol=1e-3)
+    stored = screened.read_table(f"models/s2snet/{s2snet.version}/predictions.parquet").to_pylist()
+    held_out = {
+        row["formula"]: row["tc_predicted_kelvin"]
+        for row in stored
+        if row["model"] == "s2snet" and row["split"] == "chemical-system"
+    }
+    trained = [row for row in rows.values() if row["probability_origin"] == "out-of-fold"]
+    assert len(trained) > 8
+    for row in trained:
+        assert row["s2snet_tc_kelvin"] == pytest.approx(held_out[row["formula"]], rel=1e-3, abs=1e-4)
 
 
 def test_hazards_and_relatives_are_named(rows: dict[str, dict]):
@@ -313,8 +336,24 @@ def test_predict_agrees_with_the_screening(screened: Workspace, tmp_path: Path, 
     path = tmp_path / "VC.json"
     path.write_text(rows["VC"]["structure"])
     (answer,) = predict([path], screened)
-    for name in ("probability", "probability_low", "probability_high", "distance"):
+    for name in ("probability", "probability_low", "probability_high", "s2snet_tc_kelvin", "distance"):
         assert getattr(answer, name) == rows["VC"][name]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_predict_shows_the_temperature_of_s2snet(screened: Workspace, tmp_path: Path, rows: dict[str, dict], form: str):
+    path = tmp_path / "VC.json"
+    path.write_text(rows["VC"]["structure"])
+    console = Console(file=io.StringIO(), width=200)
+    print_predictions(console, predict([path], screened), form)
+    text, tc = console.file.getvalue(), rows["VC"]["s2snet_tc_kelvin"]
+    if form == "json":
+        assert json.loads(text)[0]["s2snet_tc_kelvin"] == tc
+    elif form == "csv":
+        assert next(csv.DictReader(io.StringIO(text)))["s2snet_tc_kelvin"] == str(tc)
+    else:
+        assert "S2SNet: Tc / K" in text
+        assert f" {tc:.2f} " in text
 
 
 def test_distance_is_from_the_training_set_of_the_network_that_answers(
