@@ -273,9 +273,10 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         "BNAS: Tc / K",
         "S2SNet: P",
         "S2SNet: Tc / K",
+        "agree",
+        "trained on",
         "distance",
-        "measured relative",
-        "note",
+        "measured",
     )
     for heading in headings:
         table.add_column(heading)
@@ -284,6 +285,8 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
             table.add_row(*_prediction_cells(row))
     if table.row_count:
         console.print(table)
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_benchmark(console: Console, workspace: Workspace) -> None:
@@ -409,7 +412,11 @@ def _prediction_cells(row: dict[str, Any]) -> list[str]:
     tc = number("tc_kelvin", ".2f")
     if tc:
         tc += f" ({number('tc_low_kelvin', '.1f')} to {number('tc_high_kelvin', '.1f')})"
-    second = [number("probability", ".2f"), number("s2snet_tc_kelvin", ".2f"), number("distance", ".2f")]
-    cells = [Path(row["file"]).name, row["formula"] or "", tc, *second]
-    relative = f"{row['known_formula']} ({row['known']})" if row["known_formula"] else ""
-    return [*cells, relative, row["note"] or ""]
+    agree = {True: "yes", False: "no", None: ""}[row["agree"]]
+    origins = {"BNAS": row["tc_origin"], "S2SNet": row["probability_origin"]}
+    trained = ", ".join(network for network, origin in origins.items() if origin == "in-sample")
+    distance = number("distance", ".2f") + (" (too far)" if row["abstain"] else "")
+    nearest = f"none; nearest {row['nearest_formula']}" if row["nearest_formula"] else ""
+    measured = f"{row['known_formula']} ({row['known']})" if row["known_formula"] else nearest
+    crystal = [number("probability", ".2f"), number("s2snet_tc_kelvin", ".2f")]
+    return [Path(row["file"]).name, row["formula"] or "", tc, *crystal, agree, trained, distance, measured]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.splits import composition_key
 from tasks.model_store import chosen_version, model_folder
 from tasks.workspace import Workspace
 
@@ -33,18 +34,30 @@ class HeldOut:
         Kelvin by material id, of both networks; without the materials that have none.
     trained
         Every material that stood in the training data.
+    compositions
+        Their compositions, as ``composition_key`` spells them.
     """
 
     split: str | None
     values: Mapping[str, float]
     tc_kelvin: Mapping[str, float]
     trained: frozenset[str]
+    compositions: frozenset[str]
 
-    def origin(self, material_id: str) -> str:
-        """How a prediction for the material came about: ``ensemble``, ``out-of-fold`` or ``in-sample``."""
+    def origin(self, material_id: str | None, formula: str | None = None) -> str:
+        """How a prediction for a material came about: ``ensemble``, ``out-of-fold`` or ``in-sample``.
+
+        Parameters
+        ----------
+        material_id
+            None where the material is of no workspace.
+        formula
+            Of a material of another source, which is in-sample where its composition was trained on.
+        """
         if material_id in self.values:
             return "out-of-fold"
-        return "in-sample" if material_id in self.trained else "ensemble"
+        seen = material_id in self.trained or (formula is not None and composition_key(formula) in self.compositions)
+        return "in-sample" if seen else "ensemble"
 
 
 def read_predictions(workspace: Workspace, network: str, version: str | None = None) -> pa.Table:
@@ -63,7 +76,9 @@ def read_held_out(workspace: Workspace, network: str, version: str | None = None
     split = next((split for split in HONEST_SPLITS if split in set(table["split"].to_pylist())), None)
     chosen = table.filter(pc.equal(table["split"], split)) if split else table.slice(0, 0)
     trained = frozenset(folds["material_id"].to_pylist())
-    return HeldOut(split, _mean_by_material(chosen, VALUES[network]), _mean_by_material(chosen, TC), trained)
+    compositions = frozenset(map(composition_key, set(table["formula"].to_pylist())))
+    values, tc_kelvin = _mean_by_material(chosen, VALUES[network]), _mean_by_material(chosen, TC)
+    return HeldOut(split, values, tc_kelvin, trained, compositions)
 
 
 def _mean_by_material(table: pa.Table, column: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import grid_of, make_grid
-from tasks.held_out import read_predictions
+from tasks.held_out import HeldOut, read_held_out, read_predictions
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards, structure_amounts
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.settings import GridSettings, ScreeningSettings
@@ -39,8 +39,8 @@ NO_ATOMS = "a tight-binding model has no atoms for S2SNet to read, and no compos
 NEEDS_BANDS = "BNAS reads bands: give the vasprun.xml of a uniform k-point run for a critical temperature"
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
-
-
+SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label ln(Tc + 1) hardly resolves less
+SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
 SIGNIFICANT_DIGITS = 5  # of every predicted number that is shown or stored; networks repeat themselves to about 7
 DECIMALS = 4  # of the same, so that a difference of two equal numbers is 0
 
@@ -51,6 +51,11 @@ def round_significant(value: float | None) -> float | None:
         return None
     digits = SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(abs(value))) if value else DECIMALS
     return round(value, min(digits, DECIMALS)) + 0.0  # -0.0 becomes 0.0
+
+
+def networks_agree(tc_kelvin: float, probability: float) -> bool:
+    """Whether BNAS (kelvin) and S2SNet (probability) both say superconductor, or both say not."""
+    return (tc_kelvin >= SUPERCONDUCTOR_KELVIN) == (probability >= SUPERCONDUCTOR_PROBABILITY)
 
 
 class Prediction(BaseModel):
@@ -67,10 +72,13 @@ class Prediction(BaseModel):
     probability_low: float | None = None
     probability_high: float | None = None
     s2snet_tc_kelvin: float | None = Field(None, description="S2SNet: critical temperature, kelvin; a second opinion")
+    probability_origin: str | None = Field(None, description="in-sample if S2SNet was trained on the composition")
     tc_kelvin: float | None = Field(None, description="BNAS: critical temperature, kelvin; none without bands")
     tc_low_kelvin: float | None = None
     tc_high_kelvin: float | None = None
     tc_image_spread_kelvin: float | None = Field(None, description="Standard deviation over the 24 images, kelvin")
+    tc_origin: str | None = Field(None, description="in-sample if BNAS was trained on the composition")
+    agree: bool | None = Field(None, description="Both networks say superconductor (1 K, 0.5), or both say not")
     band_gap_ev: float | None = None
     distance: float | None = Field(
         None, description="From the training set of the networks that answer, the larger; above 1 is far"
@@ -79,6 +87,7 @@ class Prediction(BaseModel):
     known: str | None = Field(None, description="exact, similar, doped or none: whether the composition is measured")
     known_formula: str | None = None
     known_tc_kelvin: float | None = None
+    nearest_formula: str | None = Field(None, description="Chemically nearest measured composition")
     hazards: tuple[str, ...] = ()
     note: str | None = Field(None, description="What is missing for a full answer")
     s2snet_version: str | None = None
@@ -102,6 +111,16 @@ class Predictor:
     def s2snet(self) -> S2SEnsemble:
         """The S2SNet in use; MissingStageError where none is trained."""
         return load_s2snet(self.workspace, self.versions.get("s2snet"))
+
+    @cached_property
+    def bnas_held_out(self) -> HeldOut:
+        """What the BNAS in use was trained on."""
+        return read_held_out(self.workspace, "bnas", self.bnas.version)
+
+    @cached_property
+    def s2snet_held_out(self) -> HeldOut:
+        """What the S2SNet in use was trained on."""
+        return read_held_out(self.workspace, "s2snet", self.s2snet.version)
 
     @cached_property
     def known(self) -> KnownSuperconductors:
@@ -185,6 +204,9 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
     except (MeissnerError, OSError) as error:
         return Prediction(file=str(path), error=str(error))
     rounded = {name: round_significant(value) if isinstance(value, float) else value for name, value in answer.items()}
+    tc, probability = rounded.get("tc_kelvin"), rounded.get("probability")
+    if tc is not None and probability is not None:
+        rounded["agree"] = networks_agree(tc, probability)
     return Prediction(file=str(path), **rounded)
 
 
@@ -236,6 +258,7 @@ def describe(
         "known": known.match,
         "known_formula": known.formula,
         "known_tc_kelvin": known.tc_kelvin,
+        "nearest_formula": measured.formulas[measured.nearest([amounts])[0][0]],
         "hazards": tuple(find_hazards(list(amounts))),
     }
 
@@ -254,12 +277,19 @@ def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
     names = ("probability", "probability_low", "probability_high")
     answer = {name: float(getattr(prediction, name)[0]) for name in names}
     answer["s2snet_tc_kelvin"] = float(prediction.tc_kelvin[0])
-    return answer | {"s2snet_version": predictor.s2snet.version}
+    return answer | {
+        "probability_origin": predictor.s2snet_held_out.origin(None, structure.composition.reduced_formula),
+        "s2snet_version": predictor.s2snet.version,
+    }
 
 
 def _ask_bnas(bands: UniformBands, predictor: Predictor) -> dict[str, Any]:
     grid = make_grid(bands, GridSettings()).energies
-    return _ask_about_grid(grid, predictor, ["".join(bands.species)]) | {"band_gap_ev": _band_gap(bands.pooled)}
+    formula = "".join(bands.species)
+    return _ask_about_grid(grid, predictor, [formula]) | {
+        "tc_origin": predictor.bnas_held_out.origin(None, formula),
+        "band_gap_ev": _band_gap(bands.pooled),
+    }
 
 
 def _ask_model(model: TightBinding, predictor: Predictor) -> dict[str, Any]:

@@ -24,12 +24,11 @@ from tasks.exceptions import InputError, RefusedError
 from tasks.figures import candidate_figure, figure_bytes
 from tasks.grid_sources import collection, collection_name
 from tasks.mp_grids import as_tables, may_pass
-from tasks.prediction import SUPERCONDUCTORS, Prediction, predict
+from tasks.prediction import SUPERCONDUCTOR_PROBABILITY, SUPERCONDUCTORS, Prediction, predict
 from tasks.progress import leave_figure, leave_summary, leave_table
 from tasks.schemas import CANDIDATES
 from tasks.screening_chunks import (
     STAGE,
-    SUPERCONDUCTOR_PROBABILITY,
     forget_networks,
     open_networks,
     screen_materials,

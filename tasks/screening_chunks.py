@@ -20,9 +20,9 @@ from models.crystals import CrystalGraph
 from models.exceptions import MeissnerError
 from tasks.bnas_ensemble import BnasEnsemble, load_bnas
 from tasks.crystal_facts import Facts, read_crystal_facts
-from tasks.held_out import HeldOut, read_held_out, read_predictions
+from tasks.held_out import HeldOut, read_held_out
 from tasks.known import Known, KnownSuperconductors, element_amounts, find_hazards
-from tasks.prediction import Predictor, round_significant
+from tasks.prediction import Predictor, networks_agree, round_significant
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.schemas import CANDIDATES
 from tasks.screening_materials import Material, read_materials
@@ -32,8 +32,6 @@ from tasks.stages import Rejection, rejected_table
 from tasks.workspace import Workspace
 
 STAGE = "screen"
-SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label ln(Tc + 1) hardly resolves less
-SUPERCONDUCTOR_PROBABILITY = 0.5  # S2SNet says superconductor from here on
 BATCH = 32  # materials given to the networks at once: 2.4 MB each, and a few times that inside BNAS
 TC_COLUMNS = ("tc_kelvin", "tc_low_kelvin", "tc_high_kelvin", "tc_image_spread_kelvin")
 S2SNET_COLUMNS = {name: name for name in ("probability", "probability_low", "probability_high")}
@@ -51,12 +49,10 @@ class Asked:
     distance: TrainingDistance
     facts: Facts
     held_out: Mapping[str, HeldOut]
-    trained: Mapping[str, frozenset[str]]  # formulas that a network was trained on
 
     def origin(self, network: str, facts: Mapping[str, Any], own: bool) -> str:
-        """How a prediction comes about; a material of another source is in-sample where its formula was trained on."""
-        origin = self.held_out[network].origin(facts["material_id"])
-        return "in-sample" if origin == "ensemble" and not own and facts["formula"] in self.trained[network] else origin
+        """How a prediction for a material of the workspace itself, or of another source, comes about."""
+        return self.held_out[network].origin(facts["material_id"], None if own else facts["formula"])
 
 
 def open_networks(home: Workspace, settings: ScreeningSettings) -> Asked:
@@ -71,10 +67,6 @@ def open_networks(home: Workspace, settings: ScreeningSettings) -> Asked:
     """
     versions = {name: choose_version(home, name, getattr(settings, f"{name}_version")) for name in ("bnas", "s2snet")}
     predictor = Predictor(home)
-    formulas = {
-        name: frozenset(read_predictions(home, name, version)["formula"].to_pylist())
-        for name, version in versions.items()
-    }
     return Asked(
         bnas=load_bnas(home, versions["bnas"], settings.coverage),
         s2snet=load_s2snet(home, versions["s2snet"]),
@@ -82,7 +74,6 @@ def open_networks(home: Workspace, settings: ScreeningSettings) -> Asked:
         distance=predictor.distance,
         facts=read_crystal_facts(home),
         held_out={name: read_held_out(home, name, version) for name, version in versions.items()},
-        trained=formulas,
     )
 
 
@@ -267,9 +258,8 @@ def _ask_s2snet(batch: Sequence[_Candidate], asked: Asked) -> list[dict[str, Any
 
 def _judge(row: dict[str, Any], settings: ScreeningSettings) -> dict[str, Any]:
     """Add what follows from both answers."""
-    hot, likely = row["tc_kelvin"] >= SUPERCONDUCTOR_KELVIN, row["probability"] >= SUPERCONDUCTOR_PROBABILITY
     return row | {
-        "agree": hot == likely,
+        "agree": networks_agree(row["tc_kelvin"], row["probability"]),
         "abstain": row["distance"] > settings.max_distance,
         "score": round_significant(row["probability"] * row["tc_kelvin"]),
     }

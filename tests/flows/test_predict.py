@@ -21,10 +21,12 @@ MEISSNER = Path(sys.executable).with_name("meissner")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A crystal, a file that holds none, and a tight-binding model; the last without its Fermi level."""
+    """A new crystal, one that was trained on, a file that holds none, and a model without its Fermi level."""
     folder = tmp_path_factory.mktemp("files")
-    crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.16), ["V", "C"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    crystal.to(str(folder / "VC.cif"))
+    for symbols, length in (("VC", 4.16), (("Nb", "N"), 4.40)):
+        sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+        crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(length), list(symbols), sites)
+        crystal.to(str(folder / f"{''.join(symbols)}.cif"))
     (folder / "bad.cif").write_text("this is no crystal")
     write_wannier90_hr(one_band_cuprate(), folder / "layer_hr.dat")
     return {path.name: path for path in folder.iterdir()}
@@ -38,8 +40,8 @@ def predict(workspace: Workspace, *arguments: str | Path) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def printed(screened: Workspace, files: dict[str, Path]) -> dict[str, subprocess.CompletedProcess[str]]:  # noqa: F811
-    """The same three files in each form."""
-    asked = [files[name] for name in ("VC.cif", "bad.cif", "layer_hr.dat")]
+    """The same four files in each form."""
+    asked = [files[name] for name in ("VC.cif", "bad.cif", "layer_hr.dat", "NbN.cif")]
     return {form: predict(screened, *asked, "--efermi", "0.3", *form.split()) for form in ("", "--json", "--csv")}
 
 
@@ -49,30 +51,38 @@ def test_a_bad_file_has_its_sentence_and_the_others_their_answers(printed):
         assert result.stderr.count("meissner: ") == 1
         assert "bad.cif" in result.stderr
     rows = json.loads(printed["--json"].stdout)
-    assert [Path(row["file"]).name for row in rows] == ["VC.cif", "bad.cif", "layer_hr.dat"]
-    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert [Path(row["file"]).name for row in rows] == ["VC.cif", "bad.cif", "layer_hr.dat", "NbN.cif"]
+    assert [row["error"] is None for row in rows] == [True, False, True, True]
     assert rows[1]["error"] in printed["--json"].stderr
     assert rows[0]["formula"] == "VC"
     assert rows[0]["probability_low"] <= rows[0]["probability"] <= rows[0]["probability_high"]
+    assert [row["probability_origin"] for row in rows] == ["ensemble", None, None, "in-sample"]
     assert rows[2]["tc_low_kelvin"] <= rows[2]["tc_kelvin"] <= rows[2]["tc_high_kelvin"]
 
 
 def test_the_table_shows_the_rows_of_the_json(printed):
-    crystal, _, model = json.loads(printed["--json"].stdout)
+    crystal, _, model, trained = json.loads(printed["--json"].stdout)
     shown = printed[""].stdout
-    lines = {name: next(line for line in shown.splitlines() if name in line) for name in ("VC.cif", "layer_hr.dat")}
+    names = ("VC.cif", "layer_hr.dat", "NbN.cif")
+    lines = {name: next(line for line in shown.splitlines() if name in line) for name in names}
     assert f"{crystal['probability']:.2f}" in lines["VC.cif"]
     assert f"{crystal['distance']:.2f}" in lines["VC.cif"]
     interval = f"({model['tc_low_kelvin']:.1f} to {model['tc_high_kelvin']:.1f})"
     assert f"{model['tc_kelvin']:.2f} {interval}" in lines["layer_hr.dat"]
+    assert f"none; nearest {crystal['nearest_formula']}" in lines["VC.cif"]
+    assert "S2SNet" not in lines["VC.cif"]
+    assert "S2SNet" in lines["NbN.cif"]
+    assert f"{trained['known_formula']} (exact)" in lines["NbN.cif"]
     assert "bad.cif" not in shown
+    assert crystal["note"] == trained["note"]
+    assert [shown.count(row["note"]) for row in (crystal, model)] == [1, 1]
 
 
 def test_the_csv_reads_back_as_the_rows_of_the_json(printed):
     read = pd.read_csv(io.StringIO(printed["--csv"].stdout))
     rows = json.loads(printed["--json"].stdout)
     assert list(read.columns) == list(rows[0])
-    for name in ("file", "error", "formula", "probability", "tc_kelvin", "distance", "note"):
+    for name in ("file", "error", "formula", "probability", "probability_origin", "tc_kelvin", "distance", "note"):
         found = [None if pd.isna(value) else value for value in read[name]]
         assert found == [row[name] for row in rows]
 

@@ -24,7 +24,9 @@ from models.applicability import TrainingDistance
 from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.s2snet_training import predict_logits
+from models.splits import composition_key
 from tasks.exceptions import InputError, MissingStageError, RefusedError
+from tasks.held_out import HeldOut
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards
 from tasks.prediction import NEEDS_BANDS, NO_ATOMS, Predictor, round_significant
 from tasks.s2snet_ensemble import load_s2snet
@@ -336,8 +338,29 @@ def test_predict_agrees_with_the_screening(screened: Workspace, tmp_path: Path, 
     path = tmp_path / "VC.json"
     path.write_text(rows["VC"]["structure"])
     (answer,) = predict([path], screened)
-    for name in ("probability", "probability_low", "probability_high", "s2snet_tc_kelvin", "distance"):
+    names = ("probability", "probability_low", "probability_high", "probability_origin", "s2snet_tc_kelvin")
+    for name in (*names, "distance", "nearest_formula", "known", "abstain"):
         assert getattr(answer, name) == rows["VC"][name]
+    assert (answer.probability_origin, answer.tc_origin, answer.agree) == ("ensemble", None, None)
+
+
+def test_predict_marks_what_the_networks_were_trained_on(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
+    stored = {row["formula"]: row for row in screened.read_table("bands/test.parquet").to_pylist()}
+    for formula in ("NbN", "VC"):
+        (tmp_path / f"{formula}.json").write_text(json.dumps(_bands_document(stored[formula])))
+    trained, new = predict([tmp_path / "NbN.json", tmp_path / "VC.json"], screened)
+    assert (trained.tc_origin, trained.probability_origin) == ("in-sample", "in-sample")
+    assert (trained.known, trained.known_formula, trained.known_tc_kelvin) == ("exact", "NbN", 16.0)
+    assert (new.tc_origin, new.probability_origin, new.known) == ("ensemble", "ensemble", "none")
+    assert new.agree is rows["VC"]["agree"] is ((new.tc_kelvin >= 1) == (new.probability >= 0.5))
+    assert trained.agree is not None
+
+
+def test_a_composition_that_was_trained_on_is_seen_in_every_spelling():
+    held_out = HeldOut("random", {"a": 1.0}, {}, frozenset({"a", "b"}), frozenset({composition_key("BaAs2Ru2")}))
+    assert [held_out.origin(name) for name in ("a", "b", "c")] == ["out-of-fold", "in-sample", "ensemble"]
+    assert held_out.origin(None, "Ba(AsRu)2") == "in-sample"
+    assert held_out.origin(None, "Ba(AsRh)2") == "ensemble"
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
@@ -400,14 +423,19 @@ def test_predict_reads_what_ase_writes(screened: Workspace, tmp_path: Path, rows
 def test_predict_asks_both_networks_about_bands_of_pymatgen(screened: Workspace, tmp_path: Path, rows: dict[str, dict]):
     stored = screened.read_table("bands/test.parquet").to_pylist()
     row = next(row for row in stored if row["formula"] == "VC")
-    crystal = Structure.from_str(row["structure"], fmt="json")
-    bands = {Spin.up: np.array(row["energies"][0], dtype=float)}
-    document = BandStructure(row["kpoints"], bands, crystal.lattice.reciprocal_lattice, row["efermi"]).as_dict()
-    (tmp_path / "bands.json").write_text(json.dumps(document | {"structure": crystal.as_dict()}))
+    (tmp_path / "bands.json").write_text(json.dumps(_bands_document(row)))
     (answer,) = predict([tmp_path / "bands.json"], screened)
     assert answer.error is None
     assert answer.tc_kelvin == pytest.approx(rows["VC"]["tc_kelvin"], rel=1e-3)
     assert answer.probability == pytest.approx(rows["VC"]["probability"], abs=1e-3)
+
+
+def _bands_document(row: dict) -> dict:
+    """A row of BANDS as pymatgen's BandStructure, with its structure."""
+    crystal = Structure.from_str(row["structure"], fmt="json")
+    bands = {Spin.up: np.array(row["energies"][0], dtype=float)}
+    document = BandStructure(row["kpoints"], bands, crystal.lattice.reciprocal_lattice, row["efermi"]).as_dict()
+    return document | {"structure": crystal.as_dict()}
 
 
 def test_predict_asks_bnas_alone_about_a_tight_binding_model(screened: Workspace, tmp_path: Path):
