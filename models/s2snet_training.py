@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.crystals import CrystalGraph, batches_by_size, collate, collate_by_size, crystals_hash
+from models.exceptions import ModelInputError
 from models.s2snet import NamedConfig, S2SNet
 from models.s2snet_pretraining import HiddenElements, Parts, masked_loss, start_from
 from models.training import Extras, build, fit
@@ -78,7 +79,13 @@ def train_network(
         Files beside this path are written between epochs and gone on from.
     advance
         Called with 1 after each epoch.
+
+    Raises
+    ------
+    ModelInputError
+        If the trunk is to be kept fixed, and nothing pre-trains it.
     """
+    check_frozen(named, pretrained=start is not None or (named.pretraining is not None and len(pretraining) > 0))
     network = build(lambda: S2SNet(named.network), seed)
     network.fit_descriptors(collate([crystal]) for crystal in crystals)
     if start is not None:
@@ -105,6 +112,15 @@ def _extras(
     if checkpoint is None:
         return Extras()
     return Extras(checkpoint.with_name(f"{checkpoint.name}.{stage}"), data=crystals_hash(crystals, *targets))
+
+
+def check_frozen(named: NamedConfig, *, pretrained: bool) -> None:
+    """Raise ModelInputError where the trunk is to be kept fixed without pre-training: its weights would be random."""
+    if named.freeze and not pretrained:
+        raise ModelInputError(
+            "--freeze keeps the pre-trained trunk fixed, but there is no pre-training: give --pretrained latest after "
+            "`meissner pretrain s2snet`, or leave --freeze out"
+        )
 
 
 def remove_checkpoints(checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from pymatgen.core import Composition, Structure
 from models.crystals import CrystalArrays, CrystalGraph, crystal_arrays, graph, orbit_graph
 from models.exceptions import ModelInputError
 from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
+from models.s2snet_training import check_frozen
 from models.splits import Fold
 from models.training import resolve_device
 from tasks.bnas_data import Part
@@ -181,6 +182,7 @@ def make_plan(workspace: Workspace, crystals: Crystals, settings: S2SNetTraining
     audit(crystals.measured, folds)
     data = data_hash(crystals)
     pretrained = choose_pretrained(workspace, settings.pretrained, named.network)
+    check_frozen(named, pretrained=bool(pretrained or named.pretraining))
     asked = {"splits": settings.splits, "folds": settings.folds, "ensemble": settings.ensemble}
     asked |= {"pretrained": pretrained, "positive_share": settings.positive_share}
     version = model_version(

@@ -8,6 +8,7 @@ from pymatgen.core import Lattice, Structure
 from models.applicability import TrainingDistance
 from models.exceptions import CheckpointError, ModelInputError
 from models.s2snet import CONFIGS
+from models.s2snet_training import train_network
 from tasks.bnas_data import cross_validations
 from tasks.exceptions import InputError, MissingStageError
 from tasks.known import element_amounts
@@ -264,6 +265,18 @@ def test_too_few_of_a_class_says_what_is_needed(tmp_path, rows):
 def test_an_unknown_configuration_names_the_known_ones():
     with pytest.raises(InputError, match="'large'; choose one of paper, s2snet, starter, tiny"):
         choose_network(SETTINGS.model_copy(update={"config": "large"}))
+
+
+def test_a_frozen_trunk_needs_a_pretraining(tmp_path, rows):
+    workspace = write(Workspace(tmp_path), rows)
+    settings = SETTINGS.model_copy(update={"config": "s2snet", "freeze": True})
+    crystals = read_crystals(workspace, choose_network(settings).network)
+    with pytest.raises(ModelInputError, match=r"^--freeze keeps .*, but there is no pre-training: give --pretrained"):
+        make_plan(workspace, crystals, settings)
+    assert make_plan(workspace, crystals, settings.model_copy(update={"freeze": False})).pretrained is None
+    frozen = CONFIGS["tiny"]._replace(freeze=True)
+    with pytest.raises(ModelInputError, match="there is no pre-training"):
+        train_network(frozen, crystals.graphs, crystals.labels, [], 0, device="cpu")
 
 
 def test_version_follows_data_and_settings(trained, tmp_path, rows):
