@@ -17,6 +17,7 @@ from deployments.formats_page import TABLES, formats_page
 from tasks import schemas
 from tasks.cleaning import RULES
 from tasks.settings import settings_table
+from tests.tasks.screening_workspace import screened  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,8 +89,12 @@ def test_the_site_is_built_without_warnings(tmp_path):
         assert (tmp_path / page.stem / "index.html").exists() or page.stem == "index"
 
 
-def test_the_tutorial_runs(tmp_path):
+def test_the_tutorial_runs(tmp_path, screened, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MEISSNER_WORKSPACE", screened.url)
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("bands that cross E_F: 3" in text for text in shown)  # MgB2: two sigma bands and a pi band
+    (answer,) = (cell["outputs"][0]["data"]["text/html"] for cell in notebook.cells if "import predict" in cell.source)
+    for text in ("MgB2", "P6/mmm", "probability_low", "nearest_formula"):
+        assert text in answer
