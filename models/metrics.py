@@ -114,6 +114,30 @@ def classification_scores(
     }
 
 
+def detection_scores(
+    tc_true: np.ndarray, tc_pred: np.ndarray, threshold_kelvin: float, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Score]:
+    """``roc_auc`` and ``accuracy`` of telling superconductors (measured Tc > 0) by a predicted Tc.
+
+    A temperature is no probability, so there is no Brier score.
+
+    Parameters
+    ----------
+    tc_true, tc_pred
+        (materials,) kelvin.
+    threshold_kelvin
+        Predicted superconductors are at or above it.
+    """
+    true, pred = _checked(tc_true, tc_pred)
+    label = (true > 0).astype(float)
+    single = "" if 0 < label.sum() < len(label) else "only one class is present"
+    empty, called = _empty_problem(label), (pred >= threshold_kelvin).astype(float)
+    return {
+        "roc_auc": _score(_roc_auc, label, pred, seed, resamples, empty or single),
+        "accuracy": _score(_accuracy, label, called, seed, resamples, empty),
+    }
+
+
 def classification_gain(
     label: np.ndarray, p_with: np.ndarray, p_without: np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Score]:

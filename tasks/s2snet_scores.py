@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from models.blending import fit_blend, fit_share, held_out_blend, held_out_values
 from models.crystal_trees import CrystalTrees
-from models.metrics import auc_gain, classification_scores, regression_scores
+from models.metrics import auc_gain
 from models.reliability import (
     METHODS,
     as_document,
@@ -25,6 +25,7 @@ from tasks.s2snet_data import NAME, Crystals, TrainingPlan
 from tasks.s2snet_pretraining import NAME as PRETRAINING
 from tasks.s2snet_pretraining import pretraining_config
 from tasks.schemas import PREDICTIONS
+from tasks.scores import by_model
 from tasks.workspace import Workspace
 
 NETWORK_ALONE = "s2snet, network alone"
@@ -134,32 +135,10 @@ def _numbers(answers: pa.Table) -> list[np.ndarray]:
     return [answers[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names]
 
 
-def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores of the classes by split and model, over the pooled out-of-fold predictions."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, model, rows in _by_model(table):
-        label, probability = (rows[name].to_numpy(zero_copy_only=False) for name in ("superconductor", "probability"))
-        found = classification_scores(label, probability, seed=seed)
-        scores.setdefault(split, {})[model] = {name: score.as_json() for name, score in found.items()}
-    return scores
-
-
-def score_temperatures(table: pa.Table, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores of the temperatures by split and model, as BNAS has them; models without temperatures are left out."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, model, rows in _by_model(table):
-        if rows["tc_predicted_kelvin"].null_count:
-            continue
-        true, predicted = (rows[name].to_numpy() for name in ("tc_kelvin", "tc_predicted_kelvin"))
-        found = regression_scores(true, predicted, seed=seed)
-        scores.setdefault(split, {})[model] = {name: score.as_json() for name, score in found.items()}
-    return scores
-
-
 def score_fusion(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
     """What the blend has more of ROC AUC than each of its parts, by split, with the interval of a paired bootstrap."""
     gains: dict[str, dict[str, Any]] = {}
-    found = {(split, model): rows.sort_by("material_id") for split, model, rows in _by_model(table)}
+    found = {(split, model): rows.sort_by("material_id") for split, model, rows in by_model(table)}
     for split in table["split"].unique().to_pylist():
         for part in (NETWORK_ALONE, TREES_ALONE):
             if (split, part) not in found:
@@ -169,14 +148,6 @@ def score_fusion(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
             probabilities = (rows["probability"].to_numpy() for rows in (both, alone))
             gains.setdefault(split, {})[part] = auc_gain(label, *probabilities, seed=seed).as_json()
     return gains
-
-
-def _by_model(table: pa.Table) -> list[tuple[str, str, pa.Table]]:
-    return [
-        (split, model, table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model))))
-        for split in table["split"].unique().to_pylist()
-        for model in table["model"].unique().to_pylist()
-    ]
 
 
 def calibrate(crystals: Crystals, answers: pa.Table, own: pa.Table, method: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from models.baselines import describe, regression_baselines
 from models.bnas_training import kelvin, log_labels, predict_images, train_network
 from models.calibration import coverage_curve
 from models.fusion import FUSION, TWINS, fusion_predictions
-from models.metrics import r2_gain, regression_scores
+from models.metrics import r2_gain
 from models.splits import Fold
 from models.training import TrainingLog, one_thread
 from tasks.bnas_data import (
@@ -46,6 +46,7 @@ from tasks.logs import log_event
 from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
 from tasks.schemas import CURVES, FOLDS, PREDICTIONS
+from tasks.scores import score_families, score_models, temperature_scores
 from tasks.settings import TrainingSettings
 from tasks.stages import StageOutcome, StageReport, hash_text, run_stage
 from tasks.training_figures import write_training_figures
@@ -200,18 +201,6 @@ def as_fold_table(labelled: Labelled, folds: dict[str, list[Fold]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=FOLDS)
 
 
-def score_predictions(table: pa.Table, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores by split and model, over the pooled out-of-fold predictions."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for split in table["split"].unique().to_pylist():
-        for model in table["model"].unique().to_pylist():
-            rows = table.filter(pc.and_(pc.equal(table["split"], split), pc.equal(table["model"], model)))
-            true, predicted = (rows[name].to_numpy() for name in ("tc_kelvin", "tc_predicted_kelvin"))
-            found = regression_scores(true, predicted, seed=seed)
-            scores.setdefault(split, {})[model] = {name: score.as_json() for name, score in found.items()}
-    return scores
-
-
 def score_ablation(table: pa.Table, seed: int) -> dict[str, dict[str, Any]]:
     """What the bands add to composition and crystal, by split: the gain in R2 of ln(Tc + 1), with its interval."""
     gains = {}
@@ -242,9 +231,10 @@ def gather(workspace: Workspace, settings: TrainingSettings, plan: TrainingPlan)
     folds = cross_validations(labelled, settings)
     table = pa.concat_tables(workspace.read_table(part.file) for part in plan.folds + plan.baselines)
     split, errors, names = calibration_residuals(table)
-    scores, positive = score_predictions(table, settings.seed), int((labelled.tc_kelvin > 0).sum())
+    scores, positive = score_models(table, temperature_scores, settings.seed), int((labelled.tc_kelvin > 0).sum())
     metrics = {
         "scores": scores,
+        "families": score_families(table, temperature_scores, settings.seed),
         "bands_add": score_ablation(table, settings.seed),
         "leakage": audit(labelled, folds),
         "calibration": {"split": split, "materials": len(errors), "coverage": coverage_curve(errors, names)},

@@ -51,10 +51,9 @@ from tasks.s2snet_scores import (
     choose_calibration,
     own_predictions,
     score_fusion,
-    score_predictions,
-    score_temperatures,
     seen_in_pretraining,
 )
+from tasks.scores import class_scores, score_families, score_models, temperature_scores
 from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageOutcome, StageReport, run_stage
 from tasks.train_bnas import as_fold_table, part_seed
@@ -140,7 +139,7 @@ def gather(workspace: Workspace, settings: S2SNetTrainingSettings, plan: Trainin
     method = choose_calibration(crystals, answers)
     own = own_predictions(crystals, answers, method)
     table = pa.concat_tables([own, *(workspace.read_table(part.file) for part in plan.baselines)])
-    scores, calibration = score_predictions(table, settings.seed), calibrate(crystals, answers, own, method)
+    scores, calibration = score_models(table, class_scores, settings.seed), calibrate(crystals, answers, own, method)
     counts = {
         "version": plan.version,
         "crystals": len(crystals.graphs),
@@ -149,7 +148,8 @@ def gather(workspace: Workspace, settings: S2SNetTrainingSettings, plan: Trainin
     }
     metrics = {
         "scores": scores,
-        "tc_scores": score_temperatures(table, settings.seed),
+        "tc_scores": score_models(table, temperature_scores, settings.seed),
+        "families": score_families(table, class_scores, settings.seed),
         "fusion_adds": score_fusion(table, settings.seed),
         "leakage": audit(crystals.measured, folds),
         "calibration": calibration,

@@ -7,7 +7,13 @@ import pytest
 from sklearn.metrics import brier_score_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from models.exceptions import ModelInputError
-from models.metrics import classification_gain, classification_scores, r2_gain, regression_scores
+from models.metrics import (
+    classification_gain,
+    classification_scores,
+    detection_scores,
+    r2_gain,
+    regression_scores,
+)
 
 GENERATOR = np.random.default_rng(3)
 TC = np.where(np.arange(60) % 3 == 0, 0.0, GENERATOR.exponential(10, 60))
@@ -37,6 +43,15 @@ def test_classification_scores_equal_scikit_learn_with_ties() -> None:
     assert scores["roc_auc"].value == pytest.approx(roc_auc_score(label, probability))
     assert scores["brier"].value == pytest.approx(brier_score_loss(label, probability))
     assert scores["accuracy"].value == pytest.approx(((probability >= 0.5) == label).mean())
+
+
+def test_superconductors_told_by_temperature_are_scored_like_scikit_learn() -> None:
+    scores = detection_scores(TC, PREDICTED, 1.0)
+    assert scores["roc_auc"].value == pytest.approx(roc_auc_score(TC > 0, PREDICTED))
+    assert scores["accuracy"].value == pytest.approx(((PREDICTED >= 1) == (TC > 0)).mean())
+    assert scores["accuracy"].low < scores["accuracy"].value < scores["accuracy"].high
+    assert detection_scores(TC, TC, 0.0)["accuracy"].value == pytest.approx((TC > 0).mean())
+    assert detection_scores(np.ones(4), np.ones(4), 1.0)["roc_auc"].reason == "only one class is present"
 
 
 def test_intervals_hold_the_value_shrink_with_size_and_repeat() -> None:

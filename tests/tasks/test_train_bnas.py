@@ -64,6 +64,15 @@ def test_every_model_is_scored_on_every_split_with_intervals(trained: tuple) -> 
             assert (
                 scores["mae_kelvin_all"]["low"] <= scores["mae_kelvin_all"]["value"] <= scores["mae_kelvin_all"]["high"]
             )
+            assert 0 <= scores["roc_auc"]["value"] <= 1
+            assert 0 <= scores["accuracy"]["low"] <= scores["accuracy"]["value"] <= scores["accuracy"]["high"] <= 1
+    for split, families in metrics["families"].items():
+        assert sum(family["materials"] for family in families.values()) == metrics["materials"]
+        for family in families.values():
+            assert set(family["scores"]) == set(metrics["scores"][split])
+        parts = [(family["materials"], family["scores"]["bnas"]["mae_kelvin_all"]) for family in families.values()]
+        mean = sum(count * score["value"] for count, score in parts) / metrics["materials"]
+        assert mean == pytest.approx(metrics["scores"][split]["bnas"]["mae_kelvin_all"]["value"])
     assert all(fold["systems"] == fold["parents"] == 0 for fold in metrics["leakage"]["chemical-system"])
     assert metrics["calibration"]["split"] == "chemical-system"
     for split, gain in metrics["bands_add"].items():

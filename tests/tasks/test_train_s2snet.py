@@ -144,6 +144,11 @@ def test_scores_stand_beside_the_baselines_on_the_same_folds(trained):
         temperatures = metrics["tc_scores"][split]
         assert set(temperatures) == set(models)
         assert all(scores["r2_log_all"]["value"] <= 1 for scores in temperatures.values())
+        assert all(0 <= scores["roc_auc"]["value"] <= 1 for scores in temperatures.values())
+        families = metrics["families"][split].values()
+        parts = [(family["materials"], family["scores"]["s2snet"]["brier"]["value"]) for family in families]
+        mean = sum(count * brier for count, brier in parts) / metrics["materials"]
+        assert mean == pytest.approx(models["s2snet"]["brier"]["value"])
     assert metrics["calibration"]["split"] == "chemical-system"
     assert sum(entry["materials"] for entry in metrics["calibration"]["reliability"]) == len(CUBIC) - len(UNKNOWN)
     compared = metrics["calibration"]["compared"]
