@@ -3,7 +3,7 @@
 | file | what |
 |---|---|
 | ``weights-<i>.safetensors`` | one network of the ensemble each |
-| ``config.json`` | network, recipe, seed, data hash, code version: the version is the hash of it |
+| ``config.json`` | network, recipe, seed, data hash, code version: the version is their hash; SHA-256 of the files |
 | ``metrics.json`` | honest scores of the network and its baselines |
 | ``predictions.parquet`` | out-of-fold predictions of all models (PREDICTIONS) |
 | ``folds.parquet`` | who stood on which side (FOLDS) |
@@ -99,14 +99,15 @@ def save_model(
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         files.append(f"{folder}/weights-{number}.safetensors")
         workspace.write_bytes(files[-1], save(tensors))
-    document = {**config, "name": name, "version": version, "members": len(members), "versions": software_versions()}
     workspace.write_table(f"{folder}/predictions.parquet", predictions.cast(PREDICTIONS))
     workspace.write_table(f"{folder}/folds.parquet", folds.cast(FOLDS))
-    workspace.write_json(f"{folder}/config.json", document)
     workspace.write_json(f"{folder}/metrics.json", without_nan(metrics))
+    files += [f"{folder}/{file}" for file in ("predictions.parquet", "folds.parquet", "metrics.json")]
+    document = {**config, "name": name, "version": version, "members": len(members), "versions": software_versions()}
+    document |= {"sha256": {file.rpartition("/")[2]: workspace.fingerprint(file) for file in files}}
+    workspace.write_json(f"{folder}/config.json", document)
     workspace.write_json(f"models/{name}/latest.json", {"name": name, "version": version})
-    written = ["predictions.parquet", "folds.parquet", "config.json", "metrics.json"]
-    return [*files, *(f"{folder}/{file}" for file in written), f"models/{name}/latest.json"]
+    return [*files, f"{folder}/config.json", f"models/{name}/latest.json"]
 
 
 def latest_version(workspace: Workspace, name: str) -> str:

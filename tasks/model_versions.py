@@ -65,7 +65,7 @@ def read_version(workspace: Workspace, name: str, version: str) -> ModelVersion:
     """Describe one version; MissingStageError where it is not there."""
     folder = model_folder(name, version)
     config = workspace.read_json(f"{folder}/config.json")
-    known = {"name", "version", "members", "versions", "data", "code_version"}
+    known = {"name", "version", "members", "versions", "data", "code_version", "sha256"}
     return ModelVersion(
         name=name,
         version=version,

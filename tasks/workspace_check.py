@@ -1,8 +1,9 @@
 """Whether a workspace is whole: every table, shard and network against what vouches for it.
 
-Outputs of stages are compared with the hashes in their manifests, shards with the checksums in their records. Finer
-pieces, such as bands and parts of a screening, have no hash and must only be readable, with the declared columns.
-Collections are workspaces of their own and are checked the same way. Nothing is changed here.
+Outputs of stages are compared with the hashes in their manifests, shards with the checksums in their records, versions
+of networks with the hashes in their configuration. Finer pieces, such as bands and parts of a screening, have no hash
+and must only be readable, with the declared columns. Collections are workspaces of their own and are checked the same
+way. Nothing is changed here.
 """
 
 import hashlib
@@ -311,9 +312,10 @@ def _check_version(place: Place, folder: str, stage: str, owners: Mapping[str, o
     workspace = place.workspace
     there = [name for name in workspace.list(f"{folder}/*") if workspace.fs.isfile(workspace.path(name))]
     try:
-        members = workspace.read_json(f"{folder}/config.json").get("members")
+        config = workspace.read_json(f"{folder}/config.json")
+        members, hashes = config.get("members"), dict(config.get("sha256", {}))  # versions of before have no hashes
     except (ValueError, AttributeError):
-        members = 0
+        members, hashes = 0, {}
     needed = ["config.json", "metrics.json"]
     if members is None:
         needed += ["weights.safetensors"]
@@ -322,7 +324,7 @@ def _check_version(place: Place, folder: str, stage: str, owners: Mapping[str, o
         needed += ["predictions.parquet", "folds.parquet"]
     findings = []
     for name in sorted({*there, *(f"{folder}/{file}" for file in needed)} - set(owners)):
-        problem = find_problem(name, workspace.read_bytes(name)) if name in there else GONE
+        problem = _compare(name, workspace.read_bytes(name), hashes) if name in there else GONE
         if not problem:
             continue
         if _is_lent(place, name):
@@ -331,3 +333,10 @@ def _check_version(place: Place, folder: str, stage: str, owners: Mapping[str, o
         again = f"{place.command(stage)}, with the settings in {folder}/config.json"
         findings.append(place.find(name, "network", problem, "aside", again=again))
     return findings
+
+
+def _compare(name: str, data: bytes, hashes: Mapping[str, str]) -> str:
+    """What is wrong with a file of a version, read and by the hash in its configuration."""
+    told = hashes.get(name.rpartition("/")[2], "")
+    same = not told or hashlib.sha256(data).hexdigest() == told
+    return find_problem(name, data) or ("" if same else "is not what the training wrote")

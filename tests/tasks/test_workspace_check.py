@@ -170,6 +170,19 @@ def test_weights_that_a_stage_vouches_for_are_made_again_and_others_moved_aside(
     assert told(copy) == {other: "is not there"}
 
 
+def test_a_version_is_known_by_the_hashes_in_its_configuration(copy: Workspace):
+    """No manifest names these versions, and the changed files can still be read."""
+    folder = model_folder("bnas", latest_version(copy, "bnas"))
+    assert set(copy.read_json(f"{folder}/config.json")["sha256"]) == {
+        name.rpartition("/")[2] for name in copy.list(f"{folder}/*") if not name.endswith("config.json")
+    }
+    flip(copy, f"{folder}/weights-0.safetensors", 0.9)
+    metrics = copy.read_json(f"{folder}/metrics.json")
+    copy.write_json(f"{folder}/metrics.json", {**metrics, "scores": {}})
+    changed = (f"{folder}/metrics.json", f"{folder}/weights-0.safetensors")
+    assert told(copy) == dict.fromkeys(changed, "is not what the training wrote")
+
+
 def test_a_promotion_of_a_version_that_is_gone_is_told_and_left(copy: Workspace):
     version = latest_version(copy, "s2snet")
     promote(copy, "s2snet", version)
