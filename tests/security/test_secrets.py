@@ -1,12 +1,15 @@
 """Planted secrets do their work and are found nowhere afterwards."""
 
 import base64
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.exceptions import MeissnerError
@@ -19,6 +22,24 @@ from tests.tasks.materials_project import KEY, materials_project
 MEISSNER = Path(sys.executable).with_name("meissner")
 AWS_SECRET = "planted6aws7secret8"
 PASSWORD = "planted9password0of1prefect"
+WEBHOOK = "https://hooks.example.invalid/services/planted4webhook5path"
+
+
+def readable(name: str, data: bytes) -> bytes:
+    """A file with what it holds in compressed form: all of a table's text, and its metadata; what gzip has packed."""
+    if data[:2] == b"\x1f\x8b":
+        return data + readable(name.removesuffix(".gz"), gzip.decompress(data))
+    if data[:4] != b"PAR1":
+        return data
+    table = pq.read_table(pa.BufferReader(data))
+    rows = repr(table.to_pylist()).encode()  # nested columns, too
+    return b"\n".join([data, rows, *(part for pair in (table.schema.metadata or {}).items() for part in pair)])
+
+
+def find(secret: str, files: dict[str, bytes]) -> list[str]:
+    """Names of the files that hold a secret: plain, in base64, or in hexadecimal."""
+    forms = [secret.encode(), base64.b64encode(secret.encode()), secret.encode().hex().encode()]
+    return [name for name, data in files.items() if any(form in readable(name, data) for form in forms)]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +58,7 @@ def run(s3_endpoint, tmp_path_factory):
             "HOME": str(home),
             "MEISSNER_FETCH__MATERIALS_PROJECT__ENDPOINT": url,
             "MEISSNER_MP_API_KEY": KEY,
+            "MEISSNER_NOTIFY_URL": WEBHOOK,
             "AWS_ENDPOINT_URL": s3_endpoint,
             "AWS_ACCESS_KEY_ID": "planted2id",
             "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
@@ -71,12 +93,36 @@ def test_the_run_was_a_real_one_with_a_server_and_a_workspace(run):
 
 
 @pytest.mark.parametrize(
-    "secret", [KEY, AWS_SECRET, PASSWORD, f"group:{PASSWORD}"], ids=["materials project", "s3", "prefect", "whole"]
+    "secret",
+    [KEY, AWS_SECRET, PASSWORD, f"group:{PASSWORD}", WEBHOOK, "planted4webhook5path"],
+    ids=["materials project", "s3", "prefect", "whole", "webhook", "its path"],
 )
 def test_no_secret_is_anywhere(run, secret):
-    forms = [secret.encode(), base64.b64encode(secret.encode()), secret.encode().hex().encode()]
-    found = [name for name, data in run.items() for form in forms if form in data]
-    assert found == []
+    assert find(secret, run) == []
+
+
+def test_a_secret_in_a_compressed_file_is_found(run):
+    """Planted where the run writes: in a table's cell, a nested one, its metadata, and a job document."""
+    table = pq.read_table(pa.BufferReader(run["w/crystals/crystals.parquet"]))
+    texts = table["reference"].to_pylist()
+    place = table.schema.get_field_index("reference")
+    planted = {
+        "cell": table.set_column(
+            place, "reference", pa.array([f"by {KEY}, whose journal, volume, page and year are told here", *texts[1:]])
+        ),
+        "nested": table.append_column(
+            "more", pa.array([[{"key": KEY, "about": "of the " * 50}]] + [[]] * (len(table) - 1))
+        ),
+        "metadata": table.replace_schema_metadata({"query": f"key={KEY}"}),
+    }
+    files = {}
+    for name, changed in planted.items():
+        pq.write_table(changed, sink := pa.BufferOutputStream(), compression="zstd", write_statistics=False)
+        files[f"{name}.parquet"] = sink.getvalue().to_pybytes()
+    files["document.json.gz"] = gzip.compress(f'{{"output": "{KEY}"}}'.encode())
+    assert KEY.encode() not in files["cell.parquet"] + files["document.json.gz"], "or this would show nothing"
+    assert find(KEY, files) == list(files)
+    assert find(AWS_SECRET, files) == []
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:planted@h/db", "postgresql+pg8000://u:pl$anted@h:5432/db"])
