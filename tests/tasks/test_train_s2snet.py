@@ -6,9 +6,11 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from models.applicability import TrainingDistance
+from models.crystal_trees import CrystalTrees, crystal_features
+from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError, ModelInputError
-from models.s2snet import CONFIGS
-from models.s2snet_training import train_network
+from models.s2snet import CONFIGS, S2SNet
+from models.s2snet_training import predict_answers, train_network
 from tasks.bnas_data import cross_validations
 from tasks.exceptions import InputError, MissingStageError
 from tasks.known import element_amounts
@@ -222,6 +224,30 @@ def test_a_crystal_is_answered_without_grids(no_grids, tmp_path):
     expected = distance([element_amounts("NbC")])[0]
     assert answer.distance == pytest.approx(expected, abs=1e-4)
     assert answer.abstain == (expected > 1)
+
+
+def test_predict_answers_with_the_calibrated_blend_of_networks_and_trees(no_grids, tmp_path):
+    folder = f"models/s2snet/{load_model(no_grids, 's2snet').version}"
+    config = no_grids.read_json(f"{folder}/config.json")
+    calibration = {"method": "platt", "slope": 0.8, "intercept": 0.3}
+    shares = {"logit": 0.3, "tc": 0.6}  # neither network nor trees alone
+    no_grids.write_json(f"{folder}/config.json", config | {"shares": shares, "calibration": calibration})
+    crystal = cubic("face", ("Nb", "C"), 4.47)
+    crystal.to(str(tmp_path / "POSCAR"))
+    (answer,) = predict([tmp_path / "POSCAR"], no_grids)
+
+    arrays = crystal_arrays(crystal)
+    features, logits, log_tc = crystal_features(arrays)[None], [], []
+    for number, state in enumerate(load_model(no_grids, "s2snet").members):
+        network = S2SNet(NETWORK)
+        network.load_state_dict(state)
+        (own,) = predict_answers(network, [graph(arrays, NETWORK.radius)])
+        trees = CrystalTrees(**no_grids.read_json(f"{folder}/trees-{number}.json"))
+        logits.append(0.7 * own[0] + 0.3 * trees.logits(features)[0])
+        log_tc.append(0.4 * own[1] + 0.6 * trees.log_tc(features)[0])
+    logit = np.mean(logits)
+    assert answer.probability == pytest.approx(1 / (1 + np.exp(-(0.8 * logit + 0.3))), abs=1e-4)
+    assert answer.s2snet_tc_kelvin == pytest.approx(max(np.expm1(np.mean(log_tc)), 0), rel=1e-3, abs=1e-4)
 
 
 def test_atom_weights_are_one_a_site(trained):
