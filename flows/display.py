@@ -354,6 +354,7 @@ def print_time_machine(console: Console, workspace: Workspace) -> None:
 
 
 ACTIVATION = {  # columns of the table of activation maps: title to number
+    "trees' share": "trees_share",
     "atoms' share": "atoms_share",
     "gradients agree": "agreement",
     "same sign": "same_sign",
@@ -387,7 +388,7 @@ def print_explanation(console: Console, found: Any, files: Sequence[str]) -> Non
 
 def print_activations(console: Console, found: Sequence[Any], files: Sequence[str], rejected: Sequence[Any]) -> None:
     """Print the checks of activation maps, a row a crystal, what they mean, and where the files are."""
-    table = Table(title="Which atoms S2SNet's answer hangs on", title_justify="left")
+    table = Table(title="What S2SNet's answer hangs on", title_justify="left")
     for name in ("crystal", "formula"):
         table.add_column(name)
     for name in ("probability", *ACTIVATION):

@@ -50,6 +50,16 @@ def descriptor_count() -> int:
     return 6 * len(property_names()) + 1 + len(NORMS) + len(VALENCE) + 2
 
 
+@functools.cache
+def composition_descriptor_names() -> tuple[str, ...]:
+    """Names of the descriptors, in the order of ``composition_descriptors``."""
+    statistics = ("least", "most", "range", "mean", "deviation", "mode")
+    names = [f"{name}, {statistic}" for name in property_names() for statistic in statistics]
+    names += ["elements", *(f"{p}-norm of the fractions" for p in NORMS)]
+    names += [f"share of {name[1]} among valence electrons" for name in VALENCE]
+    return (*names, "ionic character, most", "ionic character, mean")
+
+
 def composition_descriptors(
     numbers: torch.Tensor, table: torch.Tensor, multiplicity: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -5,16 +5,21 @@ LightGBM (Ke et al., NeurIPS 2017) on Magpie's descriptors, the fractions of the
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.composition_descriptors import composition_descriptors, element_properties
+from models.composition_descriptors import (
+    composition_descriptor_names,
+    composition_descriptors,
+    element_properties,
+)
 from models.crystals import ELEMENTS, CrystalArrays
 from models.exceptions import CheckpointError
-from models.structure_descriptors import structure_descriptors
+from models.structure_descriptors import descriptor_names, structure_descriptors
 
 ROUNDS = 400
 PARAMETERS: dict[str, Any] = {
@@ -42,6 +47,16 @@ def crystal_features(crystal: CrystalArrays) -> np.ndarray:
 
 
 @functools.cache
+def feature_names() -> tuple[tuple[str, str], ...]:
+    """Kind (composition, element, structure) and name of the 402 numbers of ``crystal_features``."""
+    from pymatgen.core import Element
+
+    elements = [f"fraction of {Element.from_Z(number).symbol}" for number in range(1, ELEMENTS + 1)]
+    kinds = {"composition": composition_descriptor_names(), "element": elements, "structure": descriptor_names()}
+    return tuple((kind, name) for kind, names in kinds.items() for name in names)
+
+
+@functools.cache
 def _table() -> torch.Tensor:
     return torch.from_numpy(element_properties().copy())
 
@@ -58,11 +73,44 @@ class CrystalTrees:
         found = np.clip(_booster(self.classifier).predict(features, num_threads=1), CERTAIN, 1 - CERTAIN)
         return np.asarray(np.log(found / (1 - found)))
 
+    def contributions(self, features: np.ndarray) -> np.ndarray:
+        """(n, 403) what each of (n, 402) features adds to the logit, and last the expected logit; they sum to it.
+
+        Shapley values along the paths of the trees (TreeSHAP, Lundberg et al., Nat. Mach. Intell. 2, 56 (2020)), by
+        LightGBM.
+        """
+        return np.asarray(_booster(self.classifier).predict(features, pred_contrib=True, num_threads=1))
+
     def log_tc(self, features: np.ndarray) -> np.ndarray:
         """(n,) ln(Tc/K + 1) of (n, 402) features; NaN where no temperature was learnt."""
         if self.regressor is None:
             return np.full(len(features), np.nan)
         return np.asarray(_booster(self.regressor).predict(features, num_threads=1))
+
+
+@dataclass(frozen=True, eq=False)
+class TreeAttribution:
+    """What the descriptors of one crystal add to a logit in which trees have a share.
+
+    Attributes
+    ----------
+    features
+        (402,) float64, as ``crystal_features`` gives them.
+    contributions
+        (402,) float64, times the trees' share.
+    expected
+        Logit of the trees that know nothing of the crystal, times their share.
+    """
+
+    features: np.ndarray
+    contributions: np.ndarray
+    expected: float
+
+
+def attribute_trees(trees: Sequence[CrystalTrees], features: np.ndarray, share: float) -> TreeAttribution:
+    """Contributions of (402,) features, the mean over the trees, times ``share`` (0 to 1)."""
+    found = share * np.mean([one.contributions(features[None])[0] for one in trees], axis=0)
+    return TreeAttribution(features, found[:-1], float(found[-1]))
 
 
 def fit_trees(

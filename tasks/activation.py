@@ -1,4 +1,7 @@
-"""Which atoms S2SNet's answer hangs on in a crystal, and what that picture is worth: figures, numbers, plain words."""
+"""Which atoms S2SNet's answer hangs on in a crystal, and what that picture is worth: figures, numbers, plain words.
+
+Atoms are weighed by the networks alone; what the trees beside them go by is told by ``tasks.tree_contributions``.
+"""
 
 import json
 from collections.abc import Sequence
@@ -29,6 +32,7 @@ from tasks.prediction import round_significant
 from tasks.s2snet_data import NAME, ORDERED
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.stages import Rejection
+from tasks.tree_contributions import describe_share, describe_trees, shown_rows, tree_figure, tree_table
 from tasks.workspace import Workspace
 
 FOLDER = "explain/s2snet"
@@ -53,8 +57,12 @@ class ActivationChecks(BaseModel):
     random_weights_each: tuple[float, ...] = Field(description="The same, of each of them")
     networks_agreement: float | None = Field(description="Mean rank correlation between the networks of the ensemble")
     gradients_sum: float = Field(description="Integrated gradients, summed over the atoms")
-    gradients_difference: float = Field(description="Logit minus the logit with the elements hidden: what it must be")
-    contributions: dict[str, float] = Field(description="What each way into the head adds to the mean training logit")
+    gradients_difference: float = Field(
+        description="The networks' logit minus that with the elements hidden: what it must be"
+    )
+    contributions: dict[str, float] = Field(
+        description="What each way into the networks' head adds to their mean training logit"
+    )
     atoms_share: float | None = Field(description="Share of the atoms' path in the sizes of these, 0 to 1")
 
 
@@ -143,21 +151,31 @@ def explain(s2snet: S2SEnsemble, sample: Sample, references: Sequence[Parts], se
         "s2snet_version": s2snet.version,
         **{name: round_significant(float(getattr(prediction, name)[0])) for name in names},
         "trained_on": sample.trained_on,
+        "trees_share": round(s2snet.trees_share, 4),
         **checks.model_dump(mode="json"),
     }
-    words = describe_checks(checks) + ([MEMORY] if sample.trained_on else [])
+    trees = s2snet.tree_contributions(structure)
+    of_trees = [] if trees is None else tree_table(trees)
+    words = [describe_share(s2snet.trees_share)] if s2snet.trees else []
+    words += [describe_trees(of_trees)] if of_trees else []
+    words += describe_checks(checks) + ([MEMORY] if sample.trained_on else [])
     table = site_table(structure, kinds, weights, attribution.atoms, random)
     largest = np.abs(attribution.atoms).max()
     scaled = attribution.atoms / largest if largest > 0 else np.zeros_like(attribution.atoms)
     maps = dict(zip(TITLES, (weights, scaled), strict=True))
     still = still_figure(structure, maps)
     files = {
-        "crystal.html": crystal_page(structure, maps, _facts(numbers), words, kind_rows(table)),
+        "crystal.html": crystal_page(structure, maps, _facts(numbers), words, kind_rows(table), shown_rows(of_trees)),
         "crystal.svg": figure_bytes(still),
         "crystal.png": figure_bytes(still, "png", dpi=160),
         "numbers.json": (json.dumps(numbers | {"words": words}, indent=1, ensure_ascii=False) + "\n").encode(),
         "atoms.parquet": _as_parquet(table),
     }
+    if trees is not None:
+        bars = tree_figure(of_trees, trees.expected, s2snet.trees_share, numbers["formula"])
+        files["trees.svg"] = figure_bytes(bars)
+        files["trees.png"] = figure_bytes(bars, "png", dpi=160)
+        files["trees.parquet"] = _as_parquet(of_trees)
     return Explanation(numbers, words, files)
 
 
@@ -203,13 +221,13 @@ def describe_checks(checks: ActivationChecks) -> list[str]:
     if checks.atoms_share is not None:
         ways = ", ".join(f"{name} {value:+.2f}" for name, value in checks.contributions.items())
         meaning = (
-            "most of the answer does not pass through the atoms, so the picture explains the smaller part of it"
+            "most of their answer does not pass through the atoms, so the picture explains the smaller part of it"
             if checks.atoms_share < HALF
             else "the picture speaks of this part only"
         )
         said.append(
-            f"Compared with training crystals, the ways into the head add to the logit: {ways}. The atoms' path "
-            f"carries {100 * checks.atoms_share:.0f} per cent: {meaning}."
+            f"Compared with training crystals, the ways into the networks' head add to their logit: {ways}. The "
+            f"atoms' path carries {100 * checks.atoms_share:.0f} per cent: {meaning}."
         )
     signs = f"both give the same sign to {100 * checks.same_sign:.0f} per cent of the atoms"
     if checks.agreement is None:
@@ -297,7 +315,8 @@ def kind_rows(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _facts(numbers: dict[str, Any]) -> dict[str, str]:
     interval = f"{numbers['probability_low']:.2f} to {numbers['probability_high']:.2f}"
     return {
-        "probability of superconductivity": f"{numbers['probability']:.2f} (networks: {interval})",
+        "probability of superconductivity": f"{numbers['probability']:.2f} (members of the ensemble: {interval})",
+        "share of the trees in its logit": f"{numbers['trees_share']:.0%}",
         "sum of integrated gradients": f"{numbers['gradients_sum']:.3f}, must be {numbers['gradients_difference']:.3f}",
         "S2SNet": numbers["s2snet_version"],
     }

@@ -61,7 +61,9 @@ def still_figure(structure: Structure, maps: Mapping[str, NDArray]) -> Figure:
             axis.set_title(title)
             axis.axis("off")
         scale = mpl.cm.ScalarMappable(Normalize(-1, 1), COLOURS)
-        figure.colorbar(scale, ax=axes, shrink=0.6, label="lowers the logit   |   raises it", ticks=[-1, 0, 1])
+        figure.colorbar(
+            scale, ax=axes, shrink=0.6, label="lowers the networks' logit   |   raises it", ticks=[-1, 0, 1]
+        )
         return figure
 
 
@@ -71,6 +73,7 @@ def crystal_page(
     facts: Mapping[str, str],
     words: Sequence[str],
     sites: Sequence[Mapping[str, Any]],
+    trees: Sequence[Mapping[str, str]] = (),
 ) -> bytes:
     """A page with the crystal to turn, once for each map, what is known of it, and a table of its sites.
 
@@ -80,6 +83,8 @@ def crystal_page(
         By title, (n_sites,) in [-1, 1].
     sites
         Rows of the table, all with the same columns.
+    trees
+        Rows of a second one: what the trees go by.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = (files("tasks") / "templates" / "crystal.html").read_text("utf-8")
@@ -93,6 +98,7 @@ def crystal_page(
         words=words,
         columns=list(sites[0]),
         sites=sites,
+        trees=trees,
         plotly=f"../{PLOTLY}",
     )
     return page.encode()

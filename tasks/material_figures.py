@@ -183,7 +183,8 @@ def crystal_figure(structure: Structure, weights: NDArray | None) -> go.Figure:
     Parameters
     ----------
     weights
-        (n_sites,) in [-1, 1], how much each atom raises or lowers S2SNet's answer, shown as colour; None: unknown.
+        (n_sites,) in [-1, 1], how much each atom raises or lowers the logit of S2SNet's networks, shown as colour;
+        None: unknown.
     """
     figure = go.Figure()
     _add_lines(figure, cell_edges(structure), QUIET, 2)

@@ -22,6 +22,7 @@ from tasks.figures import to_data_url
 from tasks.known import KnownSuperconductors, element_amounts
 from tasks.material_figures import band_figure, crystal_figure, fermi_figure, plane_figure
 from tasks.report_data import Provenance
+from tasks.tree_contributions import describe_share, shown_rows, tree_table
 
 NO_BANDS = "No bands of this material are kept in the workspace."
 SMALLEST_KELVIN = 0.01  # shown as a number
@@ -30,8 +31,8 @@ CAPTIONS = {
     "bands": "Bands along a path through the Brillouin zone (cubic interpolation of the grid).",
     "densities": "On the right: densities of states inside the atomic spheres.",
     "crystal": (
-        "Unit cell. Colour: how much each atom raises (red) or lowers (blue) the probability that S2SNet gives, from "
-        "-1 to 1. Lines join atoms within bonding range. `meissner explain s2snet ID` says what the picture is worth."
+        "Unit cell. Colour: how much each atom raises (red) or lowers (blue) the logit of S2SNet's networks, from -1 "
+        "to 1. Lines join atoms within bonding range. `meissner explain s2snet ID` says what the picture is worth."
     ),
     "planes": (
         "Planes through the zone centre in fractional coordinates along the reciprocal axes. Above: the band nearest "
@@ -68,6 +69,9 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
     trace = inputs.provenance.trace(row, inputs.versions)
     name, densities = file_name(row), None if bands is None else _densities(bands)
     title, captions = "Bands", dict(CAPTIONS)
+    trees = inputs.s2snet.tree_contributions(structure)
+    share = describe_share(inputs.s2snet.trees_share) if inputs.s2snet.trees else ""
+    captions["crystal"] = f"{CAPTIONS['crystal']} {share}".strip()
     if densities is not None:
         title, captions["bands"] = "Bands and densities of states", f"{CAPTIONS['bands']} {CAPTIONS['densities']}"
     draw: list[tuple[str, str, str, Callable[[], go.Figure | Figure]]] = [
@@ -86,6 +90,8 @@ def make_panel(row: Mapping[str, Any], inputs: PanelInputs) -> dict[str, Any]:
         "attention": attention_rows(checks) if checks else [],
         "attention_words": describe_checks(checks) if checks else [NO_BANDS],
         "sites": _sites(structure, weights),
+        "trees": [] if trees is None else shown_rows(tree_table(trees)),
+        "trees_words": share,
         "nearest": nearest_superconductors(row["formula"], inputs.measured),
         "provenance": trace,
         "provenance_url": _data_url("application/json", json.dumps(trace, indent=1, default=str)),

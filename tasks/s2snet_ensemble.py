@@ -17,7 +17,7 @@ from models.attributions import (
 )
 from models.blending import Blend
 from models.cam import atom_weights
-from models.crystal_trees import CrystalTrees, crystal_features
+from models.crystal_trees import CrystalTrees, TreeAttribution, attribute_trees, crystal_features
 from models.crystals import ELEMENTS, CrystalGraph, crystal_arrays, graph
 from models.exceptions import CheckpointError
 from models.map_checks import FIRST_SEED, SEEDS
@@ -37,9 +37,9 @@ class S2SPrediction:
     Attributes
     ----------
     probability
-        Calibrated, of the mean logit of the networks.
+        Calibrated, of the mean blended logit of the networks and their trees.
     probability_low, probability_high
-        Smallest and largest calibrated probability among the networks.
+        Smallest and largest calibrated probability among the networks, each with its trees.
     tc_kelvin
         Critical temperature as the crystal alone gives it, kelvin; NaN where the training had none.
     """
@@ -70,6 +70,11 @@ class S2SEnsemble:
     blend: Blend
     tc_blend: Blend
 
+    @property
+    def trees_share(self) -> float:
+        """Share of the trees in the logit of the probability, 0 to 1; the networks have the rest."""
+        return self.blend.share if self.trees else 0.0
+
     def predict(self, structures: Sequence[Structure]) -> S2SPrediction:
         """Ask all networks about ordered crystals; ModelInputError for one that they cannot take."""
         return self.predict_graphs([self.graph(structure) for structure in structures])
@@ -90,7 +95,7 @@ class S2SEnsemble:
         return S2SPrediction(self.calibration(logits.mean(axis=0)), members.min(axis=0), members.max(axis=0), tc)
 
     def atom_weights(self, structure: Structure) -> np.ndarray:
-        """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the probability."""
+        """(atoms,) float64 in [-1, 1], in the order of the sites: which atoms raise or lower the networks' logit."""
         return atom_weights([network.cpu() for network in self.networks], self.graph(structure))
 
     def atom_weights_each(self, structure: Structure) -> list[np.ndarray]:
@@ -98,7 +103,7 @@ class S2SEnsemble:
         return [atom_weights([network.cpu()], self.graph(structure)) for network in self.networks]
 
     def attribute(self, structure: Structure) -> Attribution:
-        """Integrated gradients of an ordered crystal, in the order of its sites."""
+        """Integrated gradients of the networks' logit of an ordered crystal, in the order of its sites."""
         with one_thread():
             return integrated_gradients(self.networks, self.graph(structure))
 
@@ -113,8 +118,14 @@ class S2SEnsemble:
             return [head_parts(network, graphs) for network in self.networks]
 
     def path_contributions(self, structure: Structure, references: Sequence[Parts]) -> dict[str, float]:
-        """How much atoms, lattice and composition add to the logit, compared with the references."""
+        """How much atoms, lattice and composition add to the networks' logit, compared with the references."""
         return path_contributions(self.networks, self.graph(structure), references)
+
+    def tree_contributions(self, structure: Structure) -> TreeAttribution | None:
+        """What each descriptor adds through the trees to the blended logit, before calibration; None without."""
+        if self.trees_share == 0:
+            return None
+        return attribute_trees(self.trees, crystal_features(crystal_arrays(structure)), self.trees_share)
 
     def element_embeddings(self) -> np.ndarray:
         """(95, networks x width) float64: what an atom of each element, Z = 1 to 95, starts from."""

@@ -3,8 +3,9 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
-from models.crystal_trees import CrystalTrees, crystal_features, fit_trees
+from models.crystal_trees import CrystalTrees, attribute_trees, crystal_features, feature_names, fit_trees
 from models.crystals import crystal_arrays
 from models.exceptions import CheckpointError
 from tests.models.crystal_examples import EXAMPLES
@@ -21,6 +22,36 @@ def test_features_are_as_many_as_told_and_mostly_known():
     found = np.array([crystal_features(crystal_arrays(make())) for make in EXAMPLES.values()])
     assert found.shape == (len(EXAMPLES), 402)
     assert np.isfinite(found[:, :239]).all()
+
+
+def test_every_feature_has_a_name_of_its_own_that_stands_at_its_place():
+    structure = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert len(set(feature_names())) == 402
+    found = dict(zip(feature_names(), crystal_features(crystal_arrays(structure)), strict=True))
+    expected = {
+        ("composition", "Electronegativity, mean"): (0.93 + 3.16) / 2,
+        ("composition", "MeltingT, least"): 171.6,
+        ("composition", "elements"): 2,
+        ("composition", "2-norm of the fractions"): 0.5**0.5,
+        ("composition", "share of p among valence electrons"): 5 / 8,
+        ("composition", "ionic character, most"): 1 - np.exp(-(2.23**2) / 4),
+        ("element", "fraction of Cl"): 0.5,
+        ("element", "fraction of Fe"): 0,
+        ("structure", "space group"): 225,
+        ("structure", "volume an atom"): 5.64**3 / 8,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_contributions_add_up_to_the_logit_and_know_what_was_taught(taught):
+    features, _, trees = taught
+    found = trees.contributions(features)
+    np.testing.assert_allclose(found.sum(axis=1), trees.logits(features), atol=1e-6)
+    assert set(np.argsort(np.abs(found[:, :-1]).mean(axis=0))[-2:]) == {0, 1}
+    other = fit_trees(features, (features[:, 2] > 0).astype(int), np.full(len(features), np.nan), 1)
+    both = attribute_trees([trees, other], features[0], share=0.25)
+    logit = np.mean([one.logits(features[:1])[0] for one in (trees, other)])
+    assert both.contributions.sum() + both.expected == pytest.approx(0.25 * logit, abs=1e-6)
 
 
 def test_trees_learn_classes_and_temperatures_and_are_the_same_for_a_seed(taught):

@@ -3,14 +3,19 @@
 import contextlib
 import io
 import json
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pymatgen.core import Structure
 
 from flows import cli
+from models.crystal_trees import crystal_features, fit_trees
+from models.crystals import crystal_arrays
 from tasks.activation import (
     ActivationChecks,
     describe_checks,
@@ -22,7 +27,10 @@ from tasks.activation import (
 from tasks.crystal_pictures import still_figure
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
-from tasks.s2snet_ensemble import load_s2snet
+from tasks.report import build_report
+from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
+from tasks.settings import ReportSettings
+from tasks.tree_contributions import SHOWN, describe_share
 from tasks.workspace import Workspace
 from tests.conftest import ROOT
 
@@ -135,6 +143,92 @@ def test_sites_that_symmetry_joins_are_one_kind():
     assert sorted(kinds.count(kind) for kind in set(kinds)) == [2, 4, 4, 4]
 
 
+@pytest.fixture(scope="module")
+def with_trees(screened: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The workspace with trees that learnt its measured crystals at ten volumes, with a share of 0.6 of the logit."""
+    folder = tmp_path_factory.mktemp("trees") / "workspace"
+    shutil.copytree(screened.local("."), folder)
+    workspace, features, labels = Workspace(folder), [], []
+    table = workspace.read_table("crystals/ordered.parquet", ["tc_kelvin", "structure"])
+    for row in table.filter(table["tc_kelvin"].is_valid()).to_pylist():
+        structure = Structure.from_str(row["structure"], fmt="json")
+        for scale in np.linspace(0.95, 1.05, 10):
+            strained = structure.copy().scale_lattice(scale * structure.volume)
+            features.append(crystal_features(crystal_arrays(strained)))
+            labels.append(int(row["tc_kelvin"] > 0))
+    for number in range(2):
+        trees = fit_trees(np.array(features), np.array(labels), np.full(len(labels), np.nan), number)
+        workspace.write_json(f"models/s2snet/{load_s2snet(screened).version}/trees-{number}.json", asdict(trees))
+    set_share(workspace, 0.6)
+    return workspace
+
+
+def set_share(workspace: Workspace, share: float) -> S2SEnsemble:
+    file = f"models/s2snet/{load_s2snet(workspace).version}/config.json"
+    workspace.write_json(file, workspace.read_json(file) | {"shares": {"logit": share, "tc": share}})
+    return load_s2snet(workspace)
+
+
+def explain_one(workspace: Workspace, crystal: str, folder: Path):
+    (found,), _, _ = explain_crystals(workspace, [str(CRYSTALS / f"{crystal}.cif")], str(folder))
+    return found, pq.read_table(folder / crystal / "trees.parquet").to_pylist()
+
+
+def test_trees_and_networks_together_give_the_probability(with_trees: Workspace, tmp_path: Path):
+    s2snet = set_share(with_trees, 0.6)
+    found, rows = explain_one(with_trees, "BaFe2S3", tmp_path)
+    structure = read_structure(CRYSTALS / "BaFe2S3.cif")
+    whole = s2snet.tree_contributions(structure)
+    of_trees = sum(row["contribution"] for row in rows) + whole.expected
+    alone = set_share(with_trees, 0.0)
+    assert alone.tree_contributions(structure) is None
+    probability = alone.predict([structure]).probability[0]
+    networks = (np.log(probability / (1 - probability)) - 0.2) / 2.0  # the calibration that is stored there
+    together = 1 / (1 + np.exp(-(2.0 * (of_trees + 0.4 * networks) + 0.2)))
+    assert found.numbers["probability"] == pytest.approx(together, abs=2e-3)
+    assert found.numbers["trees_share"] == 0.6
+    assert len(rows) == 402
+    sizes = [abs(row["contribution"]) for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 0.01
+
+
+def test_the_share_of_the_trees_is_told_wherever_atoms_are_weighed(with_trees: Workspace, tmp_path: Path):
+    set_share(with_trees, 1.0)
+    found, rows = explain_one(with_trees, "Sr2CuO2Cl2", tmp_path)
+    assert found.words[0] == describe_share(1.0)
+    assert "100 per cent" in found.words[0]
+    assert "the networks have no say in it" in found.words[0]
+    assert rows[0]["descriptor"] in found.words[1]
+    page = (tmp_path / "Sr2CuO2Cl2" / "crystal.html").read_text()
+    assert "<dt>share of the trees in its logit</dt><dd>100%</dd>" in page
+    assert page.count("<tr>", page.index("What the trees go by")) == 1 + SHOWN
+    assert (tmp_path / "Sr2CuO2Cl2" / "trees.png").read_bytes().startswith(b"\x89PNG")
+    assert rows[0]["descriptor"] in (tmp_path / "Sr2CuO2Cl2" / "crystal.html").read_text()
+
+
+def test_the_report_says_what_the_trees_go_by(with_trees: Workspace):
+    set_share(with_trees, 0.6)
+    page = build_report(with_trees, ReportSettings(top=1))["report/index.html"].decode()
+    assert page.count("What S2SNet's trees go by") == 1
+    assert page.count(describe_share(0.6)) == 2  # under the crystal and under the table
+
+
+def test_without_trees_nothing_is_said_of_them(explained):
+    found, shown, folder = explained
+    assert found[0]["trees_share"] == 0
+    assert "trees have" not in shown
+    assert not list(folder.rglob("trees.*"))
+
+
+@pytest.mark.parametrize(
+    ("share", "sentence"),
+    [(0.0, "it is that of the networks"), (0.4, "40 per cent"), (1.0, "the networks have no say in it")],
+)
+def test_a_share_is_told_in_words(share, sentence):
+    assert sentence in describe_share(share)
+
+
 CHECKS = ActivationChecks(
     kinds=4,
     agreement=0.9,
@@ -152,7 +246,7 @@ CHECKS = ActivationChecks(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "carries 25 per cent: most of the answer does not pass through the atoms"),
+        ({}, "carries 25 per cent: most of their answer does not pass through the atoms"),
         ({"atoms_share": 0.8}, "the picture speaks of this part only"),
         ({}, "the two methods agree"),
         ({"agreement": -0.2}, "neither picture can be trusted alone"),
