@@ -4,9 +4,9 @@ The stage is cut into parts: each fold of each cross-validation, its baselines, 
 writes one file in the version's folder and is skipped where that file is there, so a kill loses at most the parts that
 were under way, and of these no more than since their last checkpoint.
 
-Networks are pre-trained per fold, on crystals that are held out from neither themselves nor a relative (see
-``pretraining_rows``). Probabilities are calibrated on held-out logits of the grouped split; those that are scored and
-stored come from the calibration of the other folds.
+Networks are pre-trained per fold: where folds are grouped, on crystals of no held-out group; where they are random,
+on all but the held-out crystals and equal structures (see ``pretraining_rows``). Probabilities are calibrated on
+held-out logits of the grouped split; those that are scored and stored come from the calibration of the other folds.
 """
 
 from dataclasses import asdict
