@@ -21,7 +21,7 @@ from prefect.workers.process import ProcessWorker
 
 from tasks.exceptions import InputError
 from tasks.runners import limit_everywhere
-from tasks.settings import ROOT, Settings, StepSettings
+from tasks.settings import ROOT, OperationsSettings, Settings, StepSettings
 from tasks.stages import software_versions
 
 FILE = ROOT / "deployments" / "prefect.yaml"
@@ -38,6 +38,15 @@ STEPS_OF: dict[str, dict[str, str]] = {
     "tune-bnas": {"settings": "tuning", "training": "bnas"},
     "screen": {"settings": "screening"},
     "bands": {"settings": "bands"},
+}
+# What Prefect's form says beside the parameters of flows that are no settings object.
+PARAMETERS = {name: str(Settings.model_fields[name].description) for name in ("workspace", "supercon", "crystals")} | {
+    "until": "The last stage that runs",
+    "processes": "Processes for heavy work",
+    "data": "File or folder of bands with a measured Tc to train on; none: the workspace's own",
+    "sources": "Sources of bands to screen, such as mp or a folder; none: the workspace's own materials",
+    "collection": "Collection of grids to screen; none: the workspace's own",
+    "allowed_drop": str(OperationsSettings.model_fields["score_drop"].description),
 }
 NO_PULL = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
 CREATED, UPDATED, UNCHANGED = "created", "updated", "unchanged"
@@ -138,6 +147,9 @@ def as_deployment(entry: Mapping[str, Any], settings: Settings) -> RunnerDeploym
         job_variables=pool.get("job_variables", {}),
     )
     deployment.storage = PullSteps(entry["pull"])
+    for name, field in deployment._parameter_openapi_schema.properties.items():
+        if name in PARAMETERS:
+            field["description"] = PARAMETERS[name]
     return deployment
 
 

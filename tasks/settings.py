@@ -267,13 +267,17 @@ class NetworkSettings(StepSettings):
     splits: tuple[str, ...] = Field(("random", "chemical-system"), description="Cross-validations to report")
     ensemble: int = Field(3, ge=1, description="Networks trained on all data for prediction")
     seed: int = Field(0, description="Seed of initial weights, folds and batches")
-    device: str = Field("auto", description="auto, cpu or cuda")
+    device: str = Field("auto", description="auto, cpu or cuda", json_schema_extra={"enum": ["auto", "cpu", "cuda"]})
 
 
 class TrainingSettings(NetworkSettings):
     """A training of BNAS."""
 
-    config: str = Field("starter", description="Named network and recipe: starter, best, paper or tiny")
+    config: str = Field(
+        "starter",
+        description="Named network and recipe: starter, best or paper; tiny for tests",
+        json_schema_extra={"enum": ["starter", "best", "paper", "tiny"]},
+    )
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="Arithmetic of the training, weights stay float32; auto: bf16 on a GPU, float32 on a CPU"
@@ -285,7 +289,11 @@ class TrainingSettings(NetworkSettings):
 class S2SNetTrainingSettings(NetworkSettings):
     """A training of S2SNet, and how it goes on from pre-trained weights."""
 
-    config: str = Field("starter", description="Named network and recipe: starter, s2snet, paper or tiny")
+    config: str = Field(
+        "starter",
+        description="Named network and recipe: starter, s2snet or paper; tiny for tests",
+        json_schema_extra={"enum": ["starter", "s2snet", "paper", "tiny"]},
+    )
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     pretrained: str | None = Field(
         None,

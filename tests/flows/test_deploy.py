@@ -13,6 +13,7 @@ from prefect import flow, tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 from pydantic import SecretStr
@@ -24,6 +25,8 @@ from flows.runs import TOLD, Keeper
 from flows.server import Server
 from flows.status import Status, age, print_status, read_status
 from flows.up import PATIENCE
+from models.bnas import CONFIGS as BNAS_CONFIGS
+from models.s2snet import CONFIGS as S2SNET_CONFIGS
 from tasks.exceptions import InputError
 from tasks.progress import stage_progress
 from tasks.settings import OperationsSettings, Settings
@@ -160,6 +163,80 @@ def test_another_schedule_takes_the_place_of_the_first(registered, settings, tmp
         assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 4 * * 2", "Europe/Paris")
 
 
+@pytest.fixture
+def on_the_server(monkeypatch, meissner):
+    """Commands on the server of these tests."""
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    return meissner
+
+
+@pytest.fixture(scope="module")
+def forms(registered):
+    """Of each deployment, as the server gives it to the UI."""
+    with get_client(sync_client=True) as client:
+        found = client.read_deployments(sort=DeploymentSort.NAME_ASC, limit=200)
+    return {one.name: one.parameter_openapi_schema for one in found if one.name in NAMES}
+
+
+def fields(form, parameter):
+    """The fields of a settings object in a form."""
+    return form["definitions"][form["properties"][parameter]["$ref"].rpartition("/")[2]]["properties"]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_form_of_a_deployment_says_what_each_parameter_is(forms, name):
+    form = forms[name]
+    assert "workspace" in form["required"]
+    for parameter, found in form["properties"].items():
+        assert found["title"] == parameter
+        assert "default" in found or parameter in form["required"]
+        if "$ref" in found:
+            every = fields(form, parameter)
+            assert all(one["title"] for one in every.values() if "$ref" not in one)
+            assert [one for one, told in every.items() if not told.get("description") and "$ref" not in told] == []
+        else:
+            assert found["description"]
+
+
+def test_the_forms_offer_choices_and_defaults(forms):
+    for name, known in (("train-bnas", BNAS_CONFIGS), ("train-s2snet", S2SNET_CONFIGS)):
+        found = fields(forms[name], "settings")
+        assert sorted(found["config"]["enum"]) == sorted(known)
+        assert (found["config"]["default"], found["folds"]["default"], found["folds"]["minimum"]) == ("starter", 5, 2)
+        assert found["device"]["enum"] == ["auto", "cpu", "cuda"]
+        assert forms[name]["properties"]["allowed_drop"]["default"] == 0.05
+    screening = fields(forms["screen-monthly"], "settings")
+    assert screening["max_gap_ev"] == {
+        "default": 0.2,
+        "description": "Largest band gap, eV",
+        "minimum": 0,
+        "title": "Max Gap Ev",
+        "type": "number",
+    }
+    refresh = forms["refresh-weekly"]
+    assert refresh["required"] == ["workspace", "supercon", "crystals"]
+    assert refresh["properties"]["until"]["enum"] == ["clean", "crystals", "match", "order", "bands", "grid"]
+    assert fields(refresh, "bands")["engine"]["enum"] == ["gpaw", "vasp", "none"]
+
+
+def test_the_server_refuses_what_the_form_does_not_offer(forms):
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("train-bnas/train-bnas").id
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            client.create_flow_run_from_deployment(deployment, parameters={"settings": {"config": "largest"}})
+
+
+def test_the_command_deploy_registers_what_the_settings_say(registered, settings, on_the_server, tmp_path):
+    everything(settings)
+    profile = tmp_path / "mine.toml"
+    profile.write_text("workers = 1\n[bands]\nlimit = 3\n[bnas]\nepochs = 2\n")
+    code, told, _ = on_the_server("deploy", "--profile", profile, "--workspace", settings.workspace)
+    assert code == 0
+    rows = [line.split() for line in told.splitlines()[1:]]
+    assert {row[1] for row in rows if row[0] == "deployment"} == NAMES
+    assert {row[-1] for row in rows} == {"unchanged"}
+
+
 @flow(name="fails")
 def failing():
     raise ValueError("mp-1 has no bands")
@@ -226,13 +303,6 @@ def test_silence_is_told_by_webhook(registered, settings, hook):
     assert found["subject"] == "meissner: refresh-weekly is silent"
     assert f"since {deployment.created:%Y-%m-%d %H:%M} UTC" in found["text"]
     everything(settings)
-
-
-@pytest.fixture
-def on_the_server(monkeypatch, meissner):
-    """Commands on the server of these tests."""
-    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
-    return meissner
 
 
 def test_status_tells_what_is_under_way_and_why_items_were_refused(on_the_server, tmp_path):
