@@ -37,6 +37,8 @@ KINDS = {
 SAME_SITE = 1e-5  # fractional; images of a site this near are one site
 FORMULA_TOLERANCE = 0.01  # relative disagreement between a written formula and the built structure
 MAX_LENGTH = 1000.0  # angstrom; no crystal has a longer cell
+LONG_CIF = 50_000  # characters; sites of a longer CIF are counted before they are compared with each other
+MAX_LISTED_SITES = 4000  # of a CIF: pymatgen's time grows with the square of their number
 MIN_VOLUME = 0.5  # cubic angstrom an atom; the densest solids have above 1
 
 
@@ -226,8 +228,13 @@ def _check_cell(structure: Structure) -> None:
 
 
 def _from_cif(text: str) -> Structure:
-    from pymatgen.io.cif import CifParser
+    from pymatgen.io.cif import CifFile, CifParser
 
+    if len(text) > LONG_CIF:
+        blocks = CifFile.from_str(text).data.values()
+        listed = max((len(block.data.get("_atom_site_fract_x", ())) for block in blocks), default=0)
+        if listed > MAX_LISTED_SITES:
+            raise InputError(f"lists {listed} sites; at most {MAX_LISTED_SITES} are read")
     parsed = CifParser.from_str(text, occupancy_tolerance=1.0).parse_structures(primitive=False, on_error="raise")
     if len(parsed) != 1:
         raise InputError(f"holds {len(parsed)} structures; one a file is allowed")

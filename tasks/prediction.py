@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pymatgen.core import Structure
 
 from models.applicability import TrainingDistance
+from models.crystals import CrystalGraph
 from models.exceptions import CheckpointError, MeissnerError
 from tasks.band_sources import bands_from_pymatgen
 from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
@@ -196,13 +197,15 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
             answer = _ask_model(bands, predictor)
         else:
             structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
+            graph = predictor.s2snet.graph(structure)  # refuses what is too large for the search of a space group
             distances = [predictor.s2snet_distance, *([predictor.distance] if bands else [])]
-            answer = describe(structure, predictor.known, distances, max_distance) | _ask_s2snet(structure, predictor)
+            answer = describe(structure, predictor.known, distances, max_distance) | _ask_s2snet(graph, predictor)
             answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
     except (CheckpointError, MissingStageError):
         raise
     except (MeissnerError, OSError) as error:
-        return Prediction(file=str(path), error=str(error))
+        named = str(path) in str(error)
+        return Prediction(file=str(path), error=str(error) if named else f"{path}: {error}")
     rounded = {name: round_significant(value) if isinstance(value, float) else value for name, value in answer.items()}
     tc, probability = rounded.get("tc_kelvin"), rounded.get("probability")
     if tc is not None and probability is not None:
@@ -271,9 +274,9 @@ def _space_group(structure: Structure) -> str | None:
         return None
 
 
-def _ask_s2snet(structure: Structure, predictor: Predictor) -> dict[str, Any]:
+def _ask_s2snet(graph: CrystalGraph, predictor: Predictor) -> dict[str, Any]:
     """Probability and Tc of a crystal."""
-    prediction = predictor.s2snet.predict([structure])
+    prediction = predictor.s2snet.predict_graphs([graph])
     names = ("probability", "probability_low", "probability_high")
     answer = {name: float(getattr(prediction, name)[0]) for name in names}
     answer["s2snet_tc_kelvin"] = float(prediction.tc_kelvin[0])

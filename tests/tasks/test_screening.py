@@ -4,7 +4,9 @@ import csv
 import io
 import itertools
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -448,6 +450,56 @@ def test_predict_asks_bnas_alone_about_a_tight_binding_model(screened: Workspace
     assert (answer.formula, answer.probability, answer.known) == (None, None, None)
     (unknown,) = predict([path], screened)
     assert "names no Fermi level: give it with --efermi" in unknown.error
+
+
+ROCKSALT = ("V", "C"), (0.0, 0.5)
+SITES = "\n".join(f"{symbol} {x} {x} {x} 1" for symbol, x in zip(*ROCKSALT, strict=True))
+
+
+def cif(sites: str = SITES, length: str = "2.94", angle: str = "60") -> str:
+    """A rhombohedral cell of symbols, fractional coordinates and occupancies."""
+    cell = "".join(f"_cell_length_{x} {length}\n" for x in "abc")
+    cell += "".join(f"_cell_angle_{x} {angle}\n" for x in ("alpha", "beta", "gamma"))
+    columns = ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy")
+    rows = "".join(f"A{number} {site}\n" for number, site in enumerate(sites.splitlines()))
+    return f"data_x\n{cell}loop_\n" + "".join(f"_atom_site_{name}\n" for name in columns) + rows
+
+
+MANY = "\n".join(f"V {i / 22:.5f} {j / 22:.5f} {k / 22:.5f} 1" for i, j, k in itertools.product(range(22), repeat=3))
+BAD_CIFS = {
+    "dummy": (cif(SITES.replace("V", "Xx")), "Xx"),
+    "nan": (cif(SITES.replace("0.5", "nan")), "NaN"),
+    "flat": (cif(angle="119.9999"), "below threshold"),
+    "twice": (cif(f"{SITES}\nNb 0.01 0.01 0.01 1"), "apart"),
+    "partial": (cif(SITES.replace("C 0.5 0.5 0.5 1", "C 0.5 0.5 0.5 0.7")), "partial occupancy"),
+    "large": (cif(MANY, "70", "90"), "lists 10648 sites; at most 4000"),
+    "empty": (cif(""), "."),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CIFS)
+def test_predict_says_in_one_sentence_what_is_wrong_and_goes_on(screened: Workspace, tmp_path: Path, name: str):
+    text, reason = BAD_CIFS[name]
+    (tmp_path / f"{name}.cif").write_text(text)
+    (tmp_path / "good.cif").write_text(cif())
+    started = time.process_time()
+    bad, good = predict([tmp_path / f"{name}.cif", tmp_path / "good.cif"], screened)
+    assert time.process_time() - started < 20
+    assert re.search(reason, bad.error)
+    assert bad.error.startswith(str(tmp_path))
+    assert "\n" not in bad.error
+    assert len(bad.error) < 400
+    assert (bad.formula, bad.probability, bad.tc_kelvin) == (None, None, None)
+    assert (good.error, good.formula, good.space_group) == (None, "VC", "Fm-3m")
+
+
+def test_predict_counts_the_atoms_before_it_looks_for_symmetry(screened: Workspace, tmp_path: Path):
+    sites = "\n".join(f"{i / 22:.5f} {j / 22:.5f} {k / 22:.5f}" for i, j, k in itertools.product(range(22), repeat=3))
+    (tmp_path / "POSCAR").write_text(f"many\n70\n1 0 0\n0 1 0\n0 0 1\nV\n{22**3}\nDirect\n{sites}\n")
+    started = time.process_time()
+    (answer,) = predict([tmp_path / "POSCAR"], screened)
+    assert answer.error == f"{tmp_path}/POSCAR: The cell has 10648 atoms; at most 444 are allowed"
+    assert time.process_time() - started < 20
 
 
 def test_predict_needs_a_file(screened: Workspace):
