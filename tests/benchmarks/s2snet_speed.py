@@ -220,13 +220,17 @@ def pretrain_published(crystals: Sequence[CrystalArrays]) -> None:
     print(
         f"(e) masked pre-training, published size, {where}, {dtype}: {len(sizes)} crystals, {np.mean(sizes):.1f} atoms"
     )
+
+    def loss(network: nn.Module, parts: Any) -> torch.Tensor:
+        with torch.autocast(device, dtype, enabled=on_gpu):
+            return masked_loss(network, parts)
+
     for batch in GPU_BATCHES if on_gpu else (named.finetuning.batch_size,):
-        precision = "bf16-mixed" if on_gpu else "32-true"
-        recipe = named.pretraining.model_copy(update={"epochs": 1, "batch_size": batch, "precision": precision})
+        recipe = named.pretraining.model_copy(update={"epochs": 1, "batch_size": batch})
         network = build(lambda: S2SNet(named.network), 0)
         warm = HiddenElements(samples.crystals[: 4 * batch if on_gpu else batch])
-        fit(network, masked_loss, warm, recipe, device=device)
-        seconds = seconds_of(lambda: fit(network, masked_loss, samples, recipe, device=device), rounds=1)  # noqa: B023
+        fit(network, loss, warm, recipe, device=device)
+        seconds = seconds_of(lambda: fit(network, loss, samples, recipe, device=device), rounds=1)  # noqa: B023
         minutes = seconds / len(sizes) * PAPER_CRYSTALS / 60
         print(
             f"    batches of {batch}: {len(sizes) / seconds:.1f} crystals/s, {work / seconds / 1e9:.1f} of "
