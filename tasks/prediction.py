@@ -199,7 +199,8 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
             structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
             graph = predictor.s2snet.graph(structure)  # refuses what is too large for the search of a space group
             distances = [predictor.s2snet_distance, *([predictor.distance] if bands else [])]
-            answer = describe(structure, predictor.known, distances, max_distance) | _ask_s2snet(graph, predictor)
+            answer = describe(structure, predictor.known, distances, max_distance)
+            answer |= _ask_s2snet(graph, answer["formula"], predictor)
             answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
     except (CheckpointError, MissingStageError):
         raise
@@ -274,14 +275,14 @@ def _space_group(structure: Structure) -> str | None:
         return None
 
 
-def _ask_s2snet(graph: CrystalGraph, predictor: Predictor) -> dict[str, Any]:
-    """Probability and Tc of a crystal."""
+def _ask_s2snet(graph: CrystalGraph, formula: str, predictor: Predictor) -> dict[str, Any]:
+    """Probability and Tc of a crystal, and whether its composition was trained on."""
     prediction = predictor.s2snet.predict_graphs([graph])
     names = ("probability", "probability_low", "probability_high")
     answer = {name: float(getattr(prediction, name)[0]) for name in names}
     answer["s2snet_tc_kelvin"] = float(prediction.tc_kelvin[0])
     return answer | {
-        "probability_origin": predictor.s2snet_held_out.origin(None, structure.composition.reduced_formula),
+        "probability_origin": predictor.s2snet_held_out.origin(None, formula),
         "s2snet_version": predictor.s2snet.version,
     }
 
