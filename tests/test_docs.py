@@ -73,6 +73,7 @@ def _sentences() -> Iterator[str]:
                     yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
+                    yield re.sub(r"\{\w+(:\w+)?\}", "…", node.value)  # a text that is filled in by format()
 
 
 def test_the_site_is_built_without_warnings(tmp_path):
