@@ -180,6 +180,9 @@ def test_with_a_password_it_answers_there_to_those_who_know_it(no_settings, monk
         asked = f"{server.api_url}/flow_runs/filter"
         assert httpx.post(asked, json={}).status_code == 401
         assert httpx.post(asked, json={}, auth=("user", "planted")).status_code == 200
+        page = httpx.get(server.ui_url, follow_redirects=True)
+        assert page.status_code == 200, "the page that asks for the password"
+        assert "planted" not in page.text
         assert mark_crashed_runs(server) == 0
         port = int(server.ui_url.rpartition(":")[2])
         bound = {one.laddr.ip for one in psutil.net_connections("tcp") if one.laddr.port == port and not one.raddr}
