@@ -1,15 +1,13 @@
 """What runs by itself: the file is Prefect's, parameters fit, twice is once, failures are told."""
 
-import http.server
 import io
-import json
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect import flow, tags
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events.worker import EventsWorker
@@ -19,7 +17,7 @@ from prefect.states import Failed
 from pydantic import SecretStr
 from rich.console import Console
 
-from flows.automations import PREFIX, notified_blocks, register_automations, wanted_automations
+from flows.automations import PREFIX, _block_of, notified_blocks, register_automations, wanted_automations
 from flows.deploy import FILE, NO_PULL, POOL, QUEUES, flow_parameters, load_flow, read_deployments, register
 from flows.runs import TOLD, Keeper
 from flows.server import Server
@@ -32,6 +30,7 @@ from tasks.progress import stage_progress
 from tasks.settings import OperationsSettings, Settings
 from tasks.stages import Rejection, StageOutcome, run_stage
 from tasks.workspace import Workspace
+from tests.tasks import local_servers
 
 pytestmark = pytest.mark.usefixtures("prefect_harness")
 
@@ -66,22 +65,8 @@ def registered(prefect_harness, settings):
 @pytest.fixture
 def hook():
     """A local server that takes webhooks: its address and what was posted."""
-    posted = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/hook", posted
-    server.shutdown()
-    server.server_close()
+    with local_servers.hook() as found:
+        yield found
 
 
 def test_prefects_own_loader_takes_the_file():
@@ -239,7 +224,7 @@ def test_the_command_deploy_registers_what_the_settings_say(registered, settings
 
 @flow(name="fails")
 def failing():
-    raise ValueError("mp-1 has no bands")
+    raise ValueError('mp-1 has no bands in "mp\\bands"\nand no structure')
 
 
 def fail():
@@ -282,6 +267,16 @@ def test_a_failed_run_is_told_by_webhook_and_shown_by_status(registered, setting
     shown = io.StringIO()
     print_status(Console(file=shown, width=200), status)
     assert "mp-1 has no bands" in shown.getvalue()
+
+
+def test_a_webhook_block_of_ones_own_gets_json_whatever_the_message_holds(registered, settings, hook):
+    url, posted = hook
+    Webhook(url=url).save("mine", overwrite=True)
+    everything(settings.model_copy(update={"operations": OperationsSettings(notify=("webhook/mine",))}))
+    found = post_until(posted, fail)
+    assert found["subject"] == "meissner: fails failed"
+    assert 'mp-1 has no bands in "mp\\bands"\nand no structure\n' in found["text"]
+    everything(settings)
 
 
 def test_silence_is_told_by_webhook(registered, settings, hook):
@@ -358,6 +353,19 @@ def test_a_block_that_is_not_there_is_one_sentence(registered, settings):
 def test_slack_has_a_block_of_its_own(settings):
     address = SecretStr("https://hooks.slack.com/services/T/B/x")
     assert notified_blocks(settings.model_copy(update={"notify_url": address})) == ["slack-webhook/meissner"]
+
+
+def test_slacks_block_posts_subject_and_text(hook, monkeypatch):
+    from apprise.plugins.slack import NotifySlack
+
+    url, posted = hook
+    monkeypatch.setattr(NotifySlack, "webhook_url", url)  # the address alone; block and request are the real ones
+    block = _block_of(SecretStr("https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7"))
+    with block.raise_on_failure():
+        block.notify(subject="meissner: refresh failed", body="mp-1 has no bands")
+    (message,) = posted
+    (attached,) = message["attachments"]
+    assert (attached["title"], attached["text"]) == ("meissner: refresh failed", "mp-1 has no bands")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,28 @@ MEISSNER = Path(sys.executable).with_name("meissner")
 AWS_SECRET = "planted6aws7secret8"
 PASSWORD = "planted9password0of1prefect"
 WEBHOOK = "https://hooks.example.invalid/services/planted4webhook5path"
+HOOK = "planted3hook"
+TELL_TO_A_HOOK_THAT_REFUSES = """
+import sys, time
+from flows.up import opened_server, register_everything
+from tasks.dataset_events import tell, workspace_resource
+from tasks.model_events import DROPPED
+from tasks.settings import Settings
+from tasks.workspace import Workspace
+from tests.tasks.local_servers import hook
+folder, secret = sys.argv[1:]
+with hook(status=404) as (url, posted):
+    settings = Settings(workspace=folder, notify_url=f"{url}/{secret}")
+    with opened_server(settings):
+        register_everything(settings, None, lambda *_: None)
+        for _ in range(30):  # until the server's triggers have learnt of the new automations
+            tell(DROPPED, workspace_resource(Workspace(folder)), {})
+            time.sleep(2)
+            if posted:
+                break
+        time.sleep(2)  # until the answer is dealt with
+print(len(posted))
+"""
 
 
 def readable(name: str, data: bytes) -> bytes:
@@ -123,6 +145,19 @@ def test_a_secret_in_a_compressed_file_is_found(run):
     assert KEY.encode() not in files["cell.parquet"] + files["document.json.gz"], "or this would show nothing"
     assert find(KEY, files) == list(files)
     assert find(AWS_SECRET, files) == []
+
+
+def test_the_address_of_a_hook_that_refuses_is_nowhere(tmp_path):
+    """Prefect's block raises it; it would stand in server.log, were that not kept to critical messages."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", TELL_TO_A_HOOK_THAT_REFUSES, str(tmp_path), HOOK]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"prefect/server.log", "prefect/prefect.db"} <= files.keys()
+    assert find(HOOK, files) == []
+    assert HOOK not in done.stderr
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:planted@h/db", "postgresql+pg8000://u:pl$anted@h:5432/db"])

@@ -78,3 +78,25 @@ def scripted(*answers):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield url, seen
         server.shutdown()
+
+
+@contextlib.contextmanager
+def hook(status=200):
+    """A server that takes webhooks and answers with a status: its address and the JSON that was posted."""
+    posted = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")  # Slack's answer, which its block looks for
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook", posted
+        server.shutdown()
