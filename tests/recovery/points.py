@@ -54,20 +54,27 @@ def make_bucket():
 
 
 def undisturbed(rig, stage, place, inputs):
-    """Seconds from asking for a run to its end, and what the workspace holds then."""
+    """Seconds from asking for a run to its end, seconds that it was Running, and what the workspace holds then."""
     workspace = prepare(rig, stage, place, f"calm-{stage}-{place}", inputs)
     began = time.monotonic()
     found = rig.await_state(rig.begin(DEPLOYMENTS[stage], workspace), ENDED | {"CRASHED"})
     assert found["state_type"] == "COMPLETED", f"{found['state']['message']}\n{rig.logs()}"
-    return time.monotonic() - began, contents(workspace)
+    return time.monotonic() - began, found["total_run_time"], contents(workspace)
 
 
-def disturb(rig, point, seconds, inputs):
-    """Kill the part at the point's moment, start it as its supervisor does, wait for the end; what became of it."""
+def disturb(rig, point, seconds, inputs, *, running=False):
+    """Kill the part at the point's moment, start it as its supervisor does, wait for the end; what became of it.
+
+    The moment is a share of these seconds after the request, or after the run is Running.
+    """
     workspace = prepare(rig, point.stage, point.place, f"point-{point.number}", inputs)
     began = time.monotonic()
     run = rig.begin(DEPLOYMENTS[point.stage], workspace)
-    time.sleep(max(0.0, began + point.share * seconds - time.monotonic()))
+    counted = began
+    if running:
+        rig.await_state(run, ENDED | {"RUNNING", "CRASHED"})
+        counted = time.monotonic()
+    time.sleep(max(0.0, counted + point.share * seconds - time.monotonic()))
     state = state_of(rig, run)
     killed = rig.kill(point.part, run)
     rig.revive(point.part)
