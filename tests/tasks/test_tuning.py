@@ -148,7 +148,7 @@ def test_remote_workspace_needs_a_storage_url() -> None:
 
 def test_importances_name_what_moves_the_loss(workspace: Workspace, prefect_harness: None) -> None:
     """In a study whose loss is a function of one parameter; and the flow leaves table and picture."""
-    study = optuna.create_study()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(30):
         trial = study.ask()
         values = suggest(trial, SPACES["small"])
