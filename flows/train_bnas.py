@@ -1,10 +1,12 @@
 """Train BNAS: energy bands to the critical temperature."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from prefect import flow, unmapped
 
 from flows.grids import grid_source
+from tasks.epochs import parts_under_way
 from tasks.grid_sources import collection, collection_name
 from tasks.model_events import tell_of_training
 from tasks.progress import wait_with_progress
@@ -44,7 +46,9 @@ def train_bnas(
     folds = train_fold.map(*given, list(plan.folds), unmapped(processes))
     baselines = score_baselines.map(*given, list(plan.baselines), unmapped(processes))
     members = train_member.map(*given, list(plan.members), unmapped(processes))
-    wait_with_progress("train-bnas", [*folds, *baselines, *members])
+    networks = [part.file for part in (*plan.folds, *plan.members)]
+    under_way = partial(parts_under_way, Workspace(workspace), networks)
+    wait_with_progress("train-bnas", [*folds, *baselines, *members], under_way)
     report = finish_training(workspace, settings, plan, started)
     tell_of_training(workspace, "bnas", allowed_drop)
     return report

@@ -1,14 +1,17 @@
 """Train S2SNet: crystal structure to superconductor or not."""
 
 from datetime import UTC, datetime
+from functools import partial
 
 from prefect import flow, unmapped
 
+from tasks.epochs import parts_under_way
 from tasks.model_events import tell_of_training
 from tasks.progress import wait_with_progress
 from tasks.settings import S2SNetTrainingSettings
 from tasks.stages import StageReport
 from tasks.train_s2snet import finish_training, plan_training, score_baselines, train_fold, train_member
+from tasks.workspace import Workspace
 
 
 @flow(name="train-s2snet")
@@ -34,7 +37,9 @@ def train_s2snet(
     folds = train_fold.map(*given, list(plan.folds), unmapped(processes))
     baselines = score_baselines.map(*given, list(plan.baselines), unmapped(processes))
     members = train_member.map(*given, list(plan.members), unmapped(processes))
-    wait_with_progress("train-s2snet", [*folds, *baselines, *members])
+    networks = [part.file for part in (*plan.folds, *plan.members)]
+    under_way = partial(parts_under_way, Workspace(workspace), networks)
+    wait_with_progress("train-s2snet", [*folds, *baselines, *members], under_way)
     report = finish_training(workspace, settings, plan, started)
     tell_of_training(workspace, "s2snet", allowed_drop)
     return report

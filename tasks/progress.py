@@ -7,6 +7,7 @@ Science functions know only ``Advance``, a function called with the number of it
 
 import base64
 import contextlib
+import contextvars
 import logging
 import re
 import threading
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -32,10 +34,13 @@ from tasks.logs import log_event
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+
 Advance = Callable[[int], None]
 SHOWN_REFUSALS = 200  # in the table of an artifact, and as lines of the log
 SHOWN_REASONS = 20
 SHOWN_FILES = 20
+LOOK_SECONDS = 2.0  # between two looks at what is under way
 NUMBERS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<![A-Za-z])-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -44,29 +49,67 @@ def silent(_count: int) -> None:
 
 
 @contextlib.contextmanager
-def stage_progress(stage: str, total: int) -> Iterator[Advance]:
-    """Give an Advance for ``total`` items of a stage; the artifact moves in steps of at least two percent."""
+def stage_progress(stage: str, total: int, under_way: Callable[[], float] | None = None) -> Iterator[Advance]:
+    """Give an Advance for ``total`` items of a stage; the artifact moves in steps of at least two percent.
+
+    Parameters
+    ----------
+    under_way
+        Asked every two seconds for what is done of items that have not ended, in items, such as 1.5.
+    """
     artifact = cast(UUID, create_progress_artifact(0.0, description=stage)) if _in_run() else None
     lock = threading.Lock()
     done, shown = 0, 0.0
 
+    def show(finished: float) -> None:
+        nonlocal shown
+        percent = min(100.0 * finished / max(total, 1), 100.0)
+        if artifact and (percent - shown >= 2 or done >= total):
+            update_progress_artifact(artifact, percent)
+            shown = percent
+
     def advance(count: int = 1) -> None:
-        nonlocal done, shown
+        nonlocal done
         with lock:
             done += count
-            percent = 100.0 * done / max(total, 1)
             publish(StageEvent(stage, done, total))
-            if artifact and (percent - shown >= 2 or done >= total):
-                update_progress_artifact(artifact, min(percent, 100.0))
-                shown = percent
+            show(done)
+
+    def look(under_way: Callable[[], float]) -> None:
+        with lock:
+            show(done + under_way())
 
     publish(StageEvent(stage, 0, total))
-    yield advance
+    with _repeated(partial(look, under_way), LOOK_SECONDS) if under_way and artifact else contextlib.nullcontext():
+        yield advance
 
 
-def wait_with_progress(stage: str, futures: Sequence[PrefectFuture[Any]]) -> None:
-    """Wait for all parts of a stage with its progress; the first failure is raised."""
-    with stage_progress(stage, len(futures)) as advance:
+@contextlib.contextmanager
+def _repeated(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something again and again beside what runs, in a thread with the context of this one."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            try:
+                act()
+            except Exception:
+                logger.debug("Progress could not be shown", exc_info=True)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(repeat,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def wait_with_progress(
+    stage: str, futures: Sequence[PrefectFuture[Any]], under_way: Callable[[], float] | None = None
+) -> None:
+    """Wait for all parts of a stage with its progress (see ``stage_progress``); the first failure is raised."""
+    with stage_progress(stage, len(futures), under_way) as advance:
         for future in as_completed(list(futures)):
             future.result()
             advance(1)

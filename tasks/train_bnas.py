@@ -40,6 +40,7 @@ from tasks.bnas_data import (
 from tasks.bnas_ensemble import BnasEnsemble, BnasPrediction, calibration_residuals, load_bnas
 from tasks.bnas_pretraining import NAME as PRETRAINING
 from tasks.bnas_pretraining import pretrained_weights, pretraining_config
+from tasks.epochs import counted_epochs
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
 from tasks.logs import log_event
@@ -90,7 +91,8 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
     fold = fold_of(labelled, settings, part) if part.kind == "fold" else None
     train = fold.train if fold else np.arange(len(labelled.table))
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
-    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"):
+    counted = counted_epochs(workspace, part.file, plan.recipe.epochs)
+    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"), counted as advance:
         network, log = train_network(
             plan.config,
             plan.recipe.model_copy(update={"seed": part_seed(settings.seed, part.name)}),
@@ -102,6 +104,7 @@ def train_part(url: str, settings: TrainingSettings, plan: TrainingPlan, part: P
             devices=settings.devices,
             checkpoint=checkpoint,
             data=plan.data,
+            advance=advance,
             curves=workspace.local(f"{curves_folder(plan.version)}/{part.name}") if workspace.is_local else None,
         )
         if fold:

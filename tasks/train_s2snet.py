@@ -25,6 +25,7 @@ from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_answers, remove_checkpoints, train_network
 from models.training import one_thread
 from tasks.bnas_data import Part
+from tasks.epochs import counted_epochs
 from tasks.folds import cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, save_model
@@ -91,7 +92,10 @@ def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
     test = crystals.labelled[fold.test] if fold else np.array([], dtype=np.int64)
     checkpoint = workspace.local(f"{part.file}.checkpoint") if workspace.is_local else None
     labels, log_tc, seed = crystals.labels[train], crystals.log_tc[train], part_seed(settings.seed, part.name)
-    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"):
+    pretraining = None if plan.pretrained else named.pretraining
+    epochs = named.finetuning.epochs + (pretraining.epochs if pretraining else 0)
+    counted = counted_epochs(workspace, part.file, epochs)
+    with one_thread(), workspace.errors("write", f"{part.file}.checkpoint"), counted as advance:
         network = train_network(
             named,
             [crystals.graphs[row] for row in crystals.labelled[train]],
@@ -104,6 +108,7 @@ def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
             device=settings.device,
             devices=settings.devices,
             checkpoint=checkpoint,
+            advance=advance,
         )
         features = _features(url, plan.data, named.network) if named.trees else None
         trees = None if features is None else fit_trees(features[train], labels, log_tc, seed, settings.positive_share)

@@ -2,14 +2,16 @@
 
 import json
 import logging
+import time
 
 import httpx
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
+from tasks.epochs import counted_epochs, parts_under_way
 from tasks.logs import log_event, log_line
-from tasks.progress import leave_overview, leave_summary, without_numbers
+from tasks.progress import leave_overview, leave_summary, stage_progress, without_numbers
 from tasks.stages import Rejection, StageOutcome, run_stage
 from tasks.workspace import Workspace
 
@@ -62,3 +64,40 @@ def test_log_lines_have_fields(caplog):
 )
 def test_reasons_are_counted_without_their_numbers(reason, kind):
     assert without_numbers(reason) == kind
+
+
+@pytest.mark.usefixtures("prefect_harness")
+def test_progress_shows_what_is_under_way_between_two_items(monkeypatch):
+    monkeypatch.setattr("tasks.progress.LOOK_SECONDS", 0.05)
+    seen = []
+
+    def percent():
+        only = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC", "limit": 50}
+        rows = httpx.post(f"{PREFECT_API_URL.value()}/artifacts/filter", json=only).json()
+        return next(row["data"] for row in rows if row["description"] == "half-way")
+
+    @flow(name="half-way")
+    def half_way():
+        with stage_progress("half-way", 4, lambda: 1.5) as advance:
+            for expected in (37.5, 62.5):
+                deadline = time.monotonic() + 20
+                while percent() < expected and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                seen.append(percent())
+                advance(1)
+
+    half_way()
+    assert seen == [37.5, 62.5]
+    assert percent() == 62.5
+
+
+def test_epochs_are_counted_beside_a_part_until_it_ends(tmp_path):
+    place = Workspace(tmp_path)
+    with counted_epochs(place, "parts/one.parquet", 8) as advance:
+        assert parts_under_way(place, ["parts/one.parquet", "parts/two.parquet"]) == 0
+        advance(2)
+        assert parts_under_way(place, ["parts/one.parquet", "parts/two.parquet"]) == 0.25
+    assert place.list("parts/*") == []
+    with counted_epochs(Workspace("memory://epochs"), "parts/one.parquet", 8) as advance:
+        advance(1)
+    assert parts_under_way(Workspace("memory://epochs"), ["parts/one.parquet"]) == 0

@@ -19,6 +19,7 @@ from models.exceptions import CheckpointError, ModelInputError, TrainingError
 from models.fusion import FUSION, TWINS
 from tasks.bnas_data import Labelled, Part, choose_network, cross_validations, make_plan, read_labelled
 from tasks.bnas_ensemble import BnasEnsemble
+from tasks.epochs import parts_under_way
 from tasks.exceptions import InputError, MissingStageError
 from tasks.model_store import load_model, model_folder
 from tasks.schemas import FOLDS, PREDICTIONS
@@ -52,6 +53,25 @@ def test_report_accounts_for_every_material(trained: tuple) -> None:
     assert (report.stage, report.rows_in, report.rows_refused) == ("train-bnas", 16, 0)
     assert report.counts["superconductors"] == 10
     assert {"r2_log_all random", "r2_log_all chemical-system"} <= set(report.counts)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_epochs_of_folds_under_way_reach_the_flow(
+    tmp_path: Path, prefect_harness: None, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    seen = []
+
+    def look(*given: Any) -> float:
+        seen.append(parts_under_way(*given))
+        return seen[-1]
+
+    monkeypatch.setattr("flows.train_bnas.parts_under_way", look)
+    monkeypatch.setattr("tasks.progress.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("tasks.epochs.WRITE_SECONDS", 0)
+    workspace = make_grid_workspace(tmp_path, count=16)
+    train_bnas(workspace.url, SETTINGS.model_copy(update={"epochs": 40, "ensemble": 1}), processes)
+    assert 0 < max(seen) < processes + 1
+    assert workspace.list("models/**/*.epochs") == []
 
 
 def test_every_model_is_scored_on_every_split_with_intervals(trained: tuple) -> None:
