@@ -11,6 +11,7 @@ import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
+from flows.server import CONSOLE
 from tests.deployments.compose import DEPLOYMENTS, interpolate, services
 
 VALUES = dict.fromkeys(("PREFECT_AUTH", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"), "x")
@@ -33,6 +34,12 @@ def test_a_compose_file_that_is_none_is_seen(tmp_path):
     (tmp_path / "compose.yaml").write_text("services: {api: {imagine: nothing}}")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     assert subprocess.run([*command, str(tmp_path / "compose.yaml")], capture_output=True).returncode == 1
+
+
+def test_the_log_of_the_services_is_too_quiet_for_the_address_of_a_webhook():
+    """As quiet as that of `meissner up`, of which tests/security/test_secrets.py shows it."""
+    level = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
+    assert services(VALUES)["services"]["environment"][level] == CONSOLE[level] == "CRITICAL"
 
 
 def test_without_its_secrets_nothing_starts():
