@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tasks.mp_bands import table_identifier
+from tasks.mp_identifiers import table_identifier
 from tasks.stages import hash_text
 from tasks.workspace import Workspace
 

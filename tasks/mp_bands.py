@@ -10,7 +10,6 @@ import contextlib
 import gzip
 import itertools
 import json
-import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from tasks.exceptions import InputError
 from tasks.kpoints import Floats, IntegerKpoints, Integers, deduce_grid, point_group
+from tasks.mp_identifiers import table_identifier
 from tasks.object_storage import PUBLIC_BUCKET, brief, delta_options, open_dataset, open_folder, unreadable
 from tasks.stages import Rejection
 from tasks.uniform_bands import SYMPRECS, UniformBands, select_bands
@@ -40,8 +40,6 @@ FACTS = {"energy_above_hull": "energy_above_hull_ev", "theoretical": "theoretica
 
 KEPT_BANDS = 60  # of each spin, those nearest to E_F; a sample has 18
 SAMPLE_BANDS = 18  # bands that must agree at equivalent k points
-ID_LENGTH = 8  # letters of the table's identifiers
-LAST_NUMBER = 3_347_529  # of a task with a number, mp-3347529 (the cut point of emmet-core's AlphaID)
 SAME_LATTICE = 0.01  # relative; largest misfit of reciprocal lattice and structure
 ROWS_A_TIME = 64  # rows whose numbers are cast at once
 
@@ -55,54 +53,6 @@ class Batch:
 
     bands: list[UniformBands]
     rejected: list[Rejection]
-
-
-def table_identifier(task_id: str) -> str:
-    """The table's identifier of a task: emmet-core's AlphaID of its number, eight letters, without a prefix.
-
-    An identifier of the table stays as it is.
-
-    Raises
-    ------
-    InputError
-        For what is neither.
-
-    Examples
-    --------
-    >>> table_identifier("mp-149")
-    'aaaaaaft'
-    """
-    from emmet.core.mpid import AlphaID
-
-    number = task_id.strip().rsplit("-", maxsplit=1)[-1]
-    try:
-        if number:
-            return str(AlphaID(number, padlen=ID_LENGTH))
-    except ValueError:
-        pass
-    raise InputError(f"{task_id!r} is no task id of the Materials Project; these are like mp-149 or aaaaaaft")
-
-
-def material_number(name: str) -> str | None:
-    """The number that a material of the Materials Project is known by, of a name in either form.
-
-    Returns
-    -------
-    None for other names, and for identifiers above emmet-core's last number, which are written in letters alone.
-
-    Examples
-    --------
-    >>> material_number("aaaaaaft"), material_number("mp-149"), material_number("aaahilze")
-    ('mp-149', 'mp-149', None)
-    """
-    from emmet.core.mpid import AlphaID
-
-    if re.fullmatch(r"mp-[0-9]+", name):
-        return name
-    if not re.fullmatch(rf"[a-z]{{{ID_LENGTH}}}", name):
-        return None
-    number = int(AlphaID(name))
-    return f"mp-{number}" if 0 < number <= LAST_NUMBER else None
 
 
 def read_mp_bands(

@@ -37,10 +37,10 @@ from tasks.mp_bands import (
     open_table,
     read_rows,
     table_errors,
-    table_identifier,
     twice,
     wanted_rows,
 )
+from tasks.mp_identifiers import table_identifier
 from tasks.settings import GridSettings, MpBandSettings
 from tasks.sources import read_bytes
 from tasks.stages import Rejection, hash_text

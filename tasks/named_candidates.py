@@ -14,7 +14,7 @@ from models.splits import composition_key
 from tasks.bands import ORDERED_TABLE
 from tasks.exceptions import MissingStageError
 from tasks.held_out import read_held_out
-from tasks.mp_bands import material_number
+from tasks.mp_identifiers import material_number
 from tasks.s2snet_ensemble import load_s2snet
 from tasks.workspace import Workspace
 

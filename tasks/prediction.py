@@ -207,10 +207,10 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
     except (MeissnerError, OSError) as error:
         named = str(path) in str(error)
         return Prediction(file=str(path), error=str(error) if named else f"{path}: {error}")
-    rounded = {name: round_significant(value) if isinstance(value, float) else value for name, value in answer.items()}
-    tc, probability = rounded.get("tc_kelvin"), rounded.get("probability")
+    tc, probability = answer.get("tc_kelvin"), answer.get("probability")
     if tc is not None and probability is not None:
-        rounded["agree"] = networks_agree(tc, probability)
+        answer["agree"] = networks_agree(tc, probability)
+    rounded = {name: round_significant(value) if isinstance(value, float) else value for name, value in answer.items()}
     return Prediction(file=str(path), **rounded)
 
 

@@ -15,7 +15,7 @@ from tasks.figures import (
     to_data_url,
 )
 from tasks.known import CLASSES, element_amounts
-from tasks.mp_bands import material_number
+from tasks.mp_identifiers import material_number
 from tasks.report_data import SPLIT_TITLES, Metric, NetworkScores, element_shares
 from tasks.report_panels import kelvin_text, pretty_formula
 from tasks.stages import StageReport

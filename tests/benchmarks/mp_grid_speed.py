@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tasks.grid_sources import collection, index_sources
 from tasks.interpolation import build_stars
 from tasks.kpoints import point_group
-from tasks.mp_bands import table_identifier
 from tasks.mp_grids import make_table_chunk, plan_table
+from tasks.mp_identifiers import table_identifier
 from tasks.settings import GridSettings, MpBandSettings
 from tasks.shards import read_grids
 from tasks.workspace import Workspace

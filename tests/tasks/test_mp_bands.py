@@ -17,7 +17,8 @@ from pymatgen.electronic_structure.bandstructure import BandStructure
 from pymatgen.electronic_structure.core import Spin
 
 from tasks.exceptions import InputError, RemoteError
-from tasks.mp_bands import KEPT_BANDS, material_number, read_mp_bands, read_mp_files, table_identifier
+from tasks.mp_bands import KEPT_BANDS, read_mp_bands, read_mp_files
+from tasks.mp_identifiers import material_number, table_identifier
 from tests.tasks.lattice_models import FCC, HEXAGONAL, SIMPLE_CUBIC, coarse_points, free_electrons, lattice_bands
 
 SCHEMA = pa.schema(arrowize(ElectronicBS))

@@ -18,8 +18,9 @@ from tasks.events import subscribe
 from tasks.exceptions import InputError
 from tasks.grid_sources import collection
 from tasks.grids import make_grid
-from tasks.mp_bands import PUBLIC_TABLE, read_mp_bands, table_identifier
+from tasks.mp_bands import PUBLIC_TABLE, read_mp_bands
 from tasks.mp_grids import as_tables, list_rows, make_table_chunk, plan_table
+from tasks.mp_identifiers import table_identifier
 from tasks.settings import GridSettings, MpBandSettings
 from tasks.shards import read_grids, read_records
 from tasks.workspace import Workspace

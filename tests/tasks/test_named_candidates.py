@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from pymatgen.core import Composition
 
-from tasks.mp_bands import table_identifier
+from tasks.mp_identifiers import table_identifier
 from tasks.named_candidates import BNAS_NAMED, S2SNET_NAMED, Named, find_named
 from tasks.schemas import CANDIDATES
 from tasks.screening import RESULT

@@ -20,8 +20,9 @@ from tasks.events import subscribe
 from tasks.exceptions import InputError, RemoteError
 from tasks.grid_sources import collection
 from tasks.grids import make_grid
-from tasks.mp_bands import read_mp_bands, table_identifier
+from tasks.mp_bands import read_mp_bands
 from tasks.mp_grids import list_rows
+from tasks.mp_identifiers import table_identifier
 from tasks.report import build_report
 from tasks.report_data import read_scores
 from tasks.screening import RESULT, join_parts, missing_chunks, plan_screening, screening_place
