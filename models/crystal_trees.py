@@ -1,41 +1,31 @@
 """Gradient boosting on the composition and the structure of crystals, beside the network and blended with it.
 
-LightGBM (Ke et al., NeurIPS 2017) on Magpie's descriptors, the fractions of the elements, and the descriptors of
+LightGBM on Magpie's descriptors, the fractions of the elements, and the descriptors of
 ``models.structure_descriptors``: small data sets do not fill a network, and trees err on other crystals than it does.
+Where reports without a crystal are at hand, what they say of the composition is one more descriptor
+(``models.reported_compositions``).
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from models.boosting import booster, predict_logits, train_boosting
 from models.composition_descriptors import (
     composition_descriptor_names,
     composition_descriptors,
     element_properties,
 )
 from models.crystals import ELEMENTS, CrystalArrays
-from models.exceptions import CheckpointError
+from models.reported_compositions import Reports, ask_reported, can_learn, fit_reported, held_out_logits
 from models.structure_descriptors import descriptor_names, structure_descriptors
 
 ROUNDS = 400
-PARAMETERS: dict[str, Any] = {
-    "num_leaves": 15,
-    "learning_rate": 0.04,
-    "feature_fraction": 0.2,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "min_data_in_leaf": 10,
-    "lambda_l2": 1.0,
-    "deterministic": True,
-    "force_row_wise": True,
-    "num_threads": 1,
-    "verbose": -1,
-}
-CERTAIN = 1e-6  # probabilities keep this distance from 0 and 1, so that their logits are finite
+PARAMETERS = {"num_leaves": 15, "learning_rate": 0.04}
+REPORTED = ("reports", "reported superconductors of such a composition")  # what stands behind the 402 numbers
 
 
 def crystal_features(crystal: CrystalArrays) -> np.ndarray:
@@ -63,29 +53,45 @@ def _table() -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CrystalTrees:
-    """A classifier, and a regression of ln(Tc/K + 1) where temperatures are known, as LightGBM's own text."""
+    """Trees as LightGBM's own text.
+
+    Attributes
+    ----------
+    classifier
+        Superconductor or not.
+    regressor
+        ln(Tc/K + 1), where temperatures are known.
+    reported
+        What reports without a crystal say of a composition, where there are any: a descriptor of the classifier.
+    """
 
     classifier: str
     regressor: str | None = None
+    reported: str | None = None
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n,) logits of being a superconductor, of (n, 402) features."""
-        found = np.clip(_booster(self.classifier).predict(features, num_threads=1), CERTAIN, 1 - CERTAIN)
-        return np.asarray(np.log(found / (1 - found)))
+        return predict_logits(self.classifier, self.seen(features))
+
+    def seen(self, features: np.ndarray) -> np.ndarray:
+        """(n, 402 or 403) what the classifier sees of (n, 402) features: behind them what reports say, if any do."""
+        if self.reported is None:
+            return features
+        return np.column_stack([features, ask_reported(self.reported, features)])
 
     def contributions(self, features: np.ndarray) -> np.ndarray:
-        """(n, 403) what each of (n, 402) features adds to the logit, and last the expected logit; they sum to it.
+        """(n, seen + 1) what each of the ``seen`` features adds to the logit, and last the expected logit.
 
-        Shapley values along the paths of the trees (TreeSHAP, Lundberg et al., Nat. Mach. Intell. 2, 56 (2020)), by
-        LightGBM.
+        They sum to the logit. Shapley values along the paths of the trees (TreeSHAP, Lundberg et al., Nat. Mach.
+        Intell. 2, 56 (2020)), by LightGBM.
         """
-        return np.asarray(_booster(self.classifier).predict(features, pred_contrib=True, num_threads=1))
+        return np.asarray(booster(self.classifier).predict(self.seen(features), pred_contrib=True, num_threads=1))
 
     def log_tc(self, features: np.ndarray) -> np.ndarray:
         """(n,) ln(Tc/K + 1) of (n, 402) features; NaN where no temperature was learnt."""
         if self.regressor is None:
             return np.full(len(features), np.nan)
-        return np.asarray(_booster(self.regressor).predict(features, num_threads=1))
+        return np.asarray(booster(self.regressor).predict(features, num_threads=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +100,17 @@ class TreeAttribution:
 
     Attributes
     ----------
+    names
+        Kind and name of each descriptor: 402, or 403 where reports without a crystal are one.
     features
-        (402,) float64, as ``crystal_features`` gives them.
+        (names,) float64, as ``CrystalTrees.seen`` gives them, the mean over the trees.
     contributions
-        (402,) float64, times the trees' share.
+        (names,) float64, times the trees' share.
     expected
         Logit of the trees that know nothing of the crystal, times their share.
     """
 
+    names: tuple[tuple[str, str], ...]
     features: np.ndarray
     contributions: np.ndarray
     expected: float
@@ -109,12 +118,19 @@ class TreeAttribution:
 
 def attribute_trees(trees: Sequence[CrystalTrees], features: np.ndarray, share: float) -> TreeAttribution:
     """Contributions of (402,) features, the mean over the trees, times ``share`` (0 to 1)."""
+    seen = np.mean([one.seen(features[None])[0] for one in trees], axis=0)
     found = share * np.mean([one.contributions(features[None])[0] for one in trees], axis=0)
-    return TreeAttribution(features, found[:-1], float(found[-1]))
+    names = (*feature_names(), REPORTED)[: len(seen)]
+    return TreeAttribution(names, seen, found[:-1], float(found[-1]))
 
 
 def fit_trees(
-    features: np.ndarray, labels: np.ndarray, log_tc: np.ndarray, seed: int, positive_share: float | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    log_tc: np.ndarray,
+    seed: int,
+    positive_share: float | None = None,
+    reports: Reports | None = None,
 ) -> CrystalTrees:
     """Trees that learn from n crystals.
 
@@ -128,18 +144,25 @@ def fit_trees(
         (n,) ln(Tc/K + 1), NaN where it is not known; the regression needs two known ones.
     positive_share
         Share of superconductors among the crystals of label 0; none: these are all taken at their word.
+    reports
+        Superconductors that were reported, with a crystal or without; none of a crystal that the trees are judged on,
+        nor of its relatives (``Reports.apart_from``).
     """
     target, weight = np.asarray(labels, dtype=np.float64), np.ones(len(labels))
+    reported, seen = None, features
+    if reports is not None and can_learn(reports, features, target):
+        reported = fit_reported(reports, features[target == 0], seed)
+        seen = np.column_stack([features, held_out_logits(reports, features, target, seed)])
     rows = np.arange(len(labels))
     if positive_share:
-        share = _hidden_positives(features, target, seed, positive_share)
+        share = _hidden_positives(seen, target, seed, positive_share)
         others = np.flatnonzero(target == 0)
         rows = np.concatenate([rows, others])
         target = np.concatenate([target, np.ones(len(others))])
         weight = np.concatenate([1 - share, share[others]])
     known = np.flatnonzero(np.isfinite(log_tc))
     regressor = _train("regression", features[known], log_tc[known], seed=seed) if len(known) > 1 else None
-    return CrystalTrees(_train("binary", features[rows], target, weight, seed=seed), regressor)
+    return CrystalTrees(_train("binary", seen[rows], target, weight, seed=seed), regressor, reported)
 
 
 def _hidden_positives(features: np.ndarray, labels: np.ndarray, seed: int, positive_share: float) -> np.ndarray:
@@ -152,8 +175,7 @@ def _hidden_positives(features: np.ndarray, labels: np.ndarray, seed: int, posit
 
     odds = np.zeros(len(labels))
     for train, test in StratifiedKFold(3, shuffle=True, random_state=seed).split(features, labels):
-        held_out = CrystalTrees(_train("binary", features[train], labels[train], seed=seed))
-        odds[test] = np.exp(held_out.logits(features[test]))
+        odds[test] = np.exp(predict_logits(_train("binary", features[train], labels[train], seed=seed), features[test]))
     others = labels == 0
     low, high = 0.0, 1e12
     for _ in range(100):  # bisection of the logarithm, for a mean of clipped numbers has no closed form
@@ -165,18 +187,4 @@ def _hidden_positives(features: np.ndarray, labels: np.ndarray, seed: int, posit
 def _train(
     objective: str, features: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *, seed: int
 ) -> str:
-    import lightgbm
-
-    data = lightgbm.Dataset(features, target, weight=weight)
-    given = PARAMETERS | {"objective": objective, "seed": seed}
-    return str(lightgbm.train(given, data, ROUNDS).model_to_string())
-
-
-@functools.lru_cache(maxsize=64)
-def _booster(text: str) -> Any:
-    import lightgbm
-
-    try:
-        return lightgbm.Booster(model_str=text)
-    except lightgbm.basic.LightGBMError as error:
-        raise CheckpointError(f"The stored trees are damaged: {error}") from error
+    return train_boosting(features, target, weight, objective=objective, rounds=ROUNDS, seed=seed, **PARAMETERS)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from models import boosting, reported_compositions
 from models.crystal_trees import PARAMETERS, ROUNDS
 from models.graph_training import PUBLISHED, TRIED, GraphModel
 from models.s2snet import CONFIGS, NamedConfig, S2SNetConfig
@@ -15,6 +16,7 @@ from tasks.settings import BenchmarkSettings
 
 BASELINES = "baselines"
 TREES = "trees"
+TREES_WITH_REPORTS = "trees-reports"
 FOREST = "Magpie, random forest"  # the paper's "Statistic"
 PUBLISHED_WIDTH = 512
 SHORT: dict[str, int] = {"width": 16, "printed_epochs": 3, "pretraining_epochs": 1, "graph_epochs": 4}
@@ -31,6 +33,8 @@ class Method(BaseModel):
         For the command line, and for people. The method ``baselines`` stands for several models with their own titles.
     pretrained
         Learns without classes first: hidden elements, or formation energies (graph networks).
+    reports
+        Learns from reports without a crystal, too.
     of
         Names of the two methods that are blended; a blend is not trained itself.
     """
@@ -39,8 +43,20 @@ class Method(BaseModel):
 
     name: str
     title: str
-    family: Literal["baselines", "cgcnn", "megnet", "s2snet", "trees", "blend", "blend-pretrained", "paper"]
+    family: Literal[
+        "baselines",
+        "cgcnn",
+        "megnet",
+        "s2snet",
+        "trees",
+        "blend",
+        "blend-pretrained",
+        "reports",
+        "blend-reports",
+        "paper",
+    ]
     pretrained: bool = False
+    reports: bool = False
     tuned: bool = False
     layers: int | None = None
     lattice: bool = True
@@ -90,6 +106,7 @@ def list_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Me
         title, of = f"S2SNet{words}, with trees", (f"s2snet{ending}", TREES)
         blended: dict[str, Any] = {"name": f"blend{ending}", "family": f"blend{ending}", "pretrained": bool(ending)}
         found.append(Method(title=title, of=of, **blended))
+    found += _with_reports() if settings.reports else []
     main = main_layers(settings)
     for layers in sorted(settings.layers, key=lambda count: (count != main, count)):
         title = f"S2SNet as printed, {layers} layers"
@@ -104,6 +121,16 @@ def list_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Me
         name, title = f"paper-{layers}-no-lattice-pretrained", f"{title}, pre-trained"
         found.append(Method(name=name, title=title, pretrained=True, **given))
     return found
+
+
+def _with_reports() -> list[Method]:
+    """Methods that learn from reports without a crystal, too."""
+    blend: dict[str, Any] = {"name": "blend-reports", "family": "blend-reports", "of": ("s2snet", TREES_WITH_REPORTS)}
+    return [
+        Method(name="reports", title="Reports alone", family="reports", reports=True),
+        Method(name=TREES_WITH_REPORTS, title="S2SNet's trees, with reports", family="trees", reports=True),
+        Method(title="S2SNet, with trees and reports", reports=True, **blend),
+    ]
 
 
 def choose_methods(settings: BenchmarkSettings, energies: bool = False) -> list[Method]:
@@ -185,10 +212,17 @@ def describe_method(method: Method, settings: BenchmarkSettings) -> dict[str, An
     """Everything that a method's predictions depend on beside data, fold and seed, as a document."""
     if method.family == "baselines":
         return {"name": method.name}
-    if method.family == "trees":
-        return {"name": method.name, "rounds": ROUNDS, "parameters": PARAMETERS}
     if method.of:
         return {"name": method.name, "of": list(method.of)}
+    trees = {"rounds": ROUNDS, "parameters": boosting.PARAMETERS | PARAMETERS}
+    reports = {
+        "rounds": reported_compositions.ROUNDS,
+        "parameters": boosting.PARAMETERS | reported_compositions.PARAMETERS,
+        "doped": reported_compositions.DOPED,
+    }
+    if method.family in {"trees", "reports"}:
+        found = {"trees": trees} if method.family == "trees" else {}
+        return {"name": method.name, **found, **({"reports": reports} if method.reports else {})}
     if method.is_graph:
         models = graphs_of(method, settings)
         found = {

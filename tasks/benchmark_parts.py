@@ -28,12 +28,14 @@ from models.graph_training import (
     tune_graph_network,
 )
 from models.megnet import MegnetConfig
+from models.reported_compositions import ask_reported, fit_reported
 from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_logits, remove_checkpoints, train_network
 from models.splits import Fold
 from models.training import one_thread
 from tasks.benchmark_methods import Method, graphs_of, s2snet_of
 from tasks.benchmark_plan import BenchmarkPart, BenchmarkPlan, as_rows, read_judged
+from tasks.reported import reports_for
 from tasks.s2s_files import CrystalDataset
 from tasks.s2snet_data import seen_by
 from tasks.schemas import PREDICTIONS
@@ -105,12 +107,21 @@ def _s2snet_logits(
 
 
 def _trees_logits(
-    _workspace: Workspace, plan: BenchmarkPlan, _part: BenchmarkPart, fold: Fold, seed: int, _checkpoint: Path | None
+    _workspace: Workspace, plan: BenchmarkPlan, part: BenchmarkPart, fold: Fold, seed: int, _checkpoint: Path | None
 ) -> np.ndarray:
     features = _features(plan.source)
     no_temperatures = np.full(len(fold.train), np.nan)
-    trees = fit_trees(features[fold.train], plan.read().labels[fold.train], no_temperatures, seed)
+    reports = reports_for(plan.read_reports(), part.split, fold, features) if part.method.reports else None
+    trees = fit_trees(features[fold.train], plan.read().labels[fold.train], no_temperatures, seed, reports=reports)
     return trees.logits(features[fold.test])
+
+
+def _reports_logits(
+    _workspace: Workspace, plan: BenchmarkPlan, part: BenchmarkPart, fold: Fold, seed: int, _checkpoint: Path | None
+) -> np.ndarray:
+    features, others = _features(plan.source), fold.train[plan.read().labels[fold.train] == 0]
+    reports = reports_for(plan.read_reports(), part.split, fold, features)
+    return ask_reported(fit_reported(reports, features[others], seed), features[fold.test])
 
 
 def _graph_logits(
@@ -149,6 +160,7 @@ _LOGITS = {
     "s2snet": _s2snet_logits,
     "paper": _s2snet_logits,
     "trees": _trees_logits,
+    "reports": _reports_logits,
     "cgcnn": _graph_logits,
     "megnet": _graph_logits,
 }

@@ -8,11 +8,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from models.exceptions import LeakageError
+from models.reported_compositions import Reports
 from models.splits import Fold, composition_key
 from tasks.benchmark_methods import Method, check_methods, choose_methods, choose_size, describe_method
 from tasks.exceptions import InputError
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
+from tasks.reported import reports_of_file
 from tasks.s2s_files import CrystalDataset, dataset_from_s2s, read_unlabelled
 from tasks.settings import AuditSettings, BenchmarkSettings
 from tasks.sources import hash_source
@@ -47,6 +49,7 @@ class BenchmarkPlan(BaseModel):
     data: str
     data_hash: str
     unlabelled_hash: str
+    reports_hash: str
     methods: tuple[Method, ...]
     parts: tuple[BenchmarkPart, ...]
     leakage: dict[str, list[dict[str, Any]]]
@@ -64,6 +67,12 @@ class BenchmarkPlan(BaseModel):
         """More crystals for the pre-training, if any, read once a process."""
         source = self.settings.unlabelled
         return _read_more(source, self.unlabelled_hash, self.settings.disorder) if source else None
+
+    def read_reports(self) -> Reports:
+        """Reports beside the crystals, read once a process."""
+        if not self.settings.reports:
+            raise InputError("The benchmark was planned without a table of reports")
+        return reports_of_file(self.settings.reports, self.reports_hash)
 
     def fold(self, part: BenchmarkPart) -> Fold:
         """The fold of a part."""
@@ -128,6 +137,9 @@ def make_plan(data: str, settings: BenchmarkSettings) -> BenchmarkPlan:
     dataset = read_judged(data, content, settings.disorder)
     other = hash_source(settings.unlabelled) if settings.unlabelled else ""
     more = _read_more(settings.unlabelled, other, settings.disorder) if settings.unlabelled else None
+    reports = hash_source(settings.reports) if settings.reports else ""
+    if settings.reports:
+        reports_of_file(settings.reports, reports)
     energies = any(np.isfinite(known.energies).any() for known in (dataset, more) if known)
     methods = choose_methods(settings, energies)
     check_methods(methods, settings)
@@ -138,7 +150,10 @@ def make_plan(data: str, settings: BenchmarkSettings) -> BenchmarkPlan:
             row["pretraining"] = count_seen(dataset, fold, *pretraining_rows(dataset, more, split, fold), more)
     parts = [
         BenchmarkPart(
-            method=method, split=split, number=number, file=_file(method, split, number, content, other, settings)
+            method=method,
+            split=split,
+            number=number,
+            file=_file(method, split, number, (content, other, reports), settings),
         )
         for method in methods
         if not method.of
@@ -150,16 +165,18 @@ def make_plan(data: str, settings: BenchmarkSettings) -> BenchmarkPlan:
         data=data,
         data_hash=content,
         unlabelled_hash=other,
+        reports_hash=reports,
         methods=methods,
         parts=parts,
         leakage=leakage,
     )
 
 
-def _file(method: Method, split: str, number: int, content: str, other: str, settings: BenchmarkSettings) -> str:
-    """A part's file, named by everything that it depends on."""
+def _file(method: Method, split: str, number: int, hashes: tuple[str, str, str], settings: BenchmarkSettings) -> str:
+    """A part's file, named by everything that it depends on; ``hashes`` of crystals, unlabelled ones and reports."""
     asked = settings.model_dump(include={"folds", "seed", "disorder"})
-    seen = other if method.pretrained else ""
+    content, other, reports = hashes
+    seen = (other if method.pretrained else "") + (reports if method.reports else "")
     key = hash_text(
         str(CODE_VERSION), content, seen, str(describe_method(method, settings)), split, str(number), str(asked)
     )

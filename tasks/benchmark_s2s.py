@@ -101,7 +101,7 @@ def finish_benchmark(workspace: str, plan: BenchmarkPlan, started: datetime | No
         STAGE,
         lambda: gather(store, plan),
         code_version=CODE_VERSION,
-        inputs=[plan.data_hash, plan.unlabelled_hash, *(part.file for part in plan.parts)],
+        inputs=[plan.data_hash, plan.unlabelled_hash, plan.reports_hash, *(part.file for part in plan.parts)],
         settings=plan.settings,
         started=started,
     )

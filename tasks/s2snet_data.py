@@ -15,6 +15,7 @@ from models.s2snet_training import check_frozen
 from models.splits import Fold
 from models.training import resolve_device
 from tasks.bnas_data import Part
+from tasks.cleaning import OUTPUT as SUPERCONDUCTOR_TABLE
 from tasks.exceptions import InputError
 from tasks.folds import Labelled, cross_validations
 from tasks.leakage import audit
@@ -181,6 +182,8 @@ def make_plan(workspace: Workspace, crystals: Crystals, settings: S2SNetTraining
     folds = cross_validations(crystals.measured, settings)
     audit(crystals.measured, folds)
     data = data_hash(crystals)
+    if settings.reports:
+        data = hash_text(data, _reports_hash(workspace, named))
     pretrained = choose_pretrained(workspace, settings.pretrained, named.network)
     check_frozen(named, pretrained=bool(pretrained or named.pretraining))
     asked = {"splits": settings.splits, "folds": settings.folds, "ensemble": settings.ensemble}
@@ -210,6 +213,18 @@ def data_hash(crystals: Crystals) -> str:
     """Hash of everything in the rows that a training depends on."""
     content = crystals.rows.table.drop_columns(["structure"])
     return hash_text(*(str(row) for row in content.to_pylist()))
+
+
+def _reports_hash(workspace: Workspace, named: NamedConfig) -> str:
+    """Hash of the reports that the trees learn from; InputError where there are none, or no trees."""
+    if not named.trees:
+        raise InputError("--reports is for the trees, and there are none: leave --no-trees out")
+    if not workspace.exists(SUPERCONDUCTOR_TABLE):
+        raise InputError(
+            f"--reports needs {SUPERCONDUCTOR_TABLE}, which the workspace {workspace.url} does not have; "
+            "run `meissner refresh` first"
+        )
+    return workspace.fingerprint(SUPERCONDUCTOR_TABLE)
 
 
 def crystals_hash(crystals: Crystals) -> str:

@@ -314,6 +314,9 @@ class S2SNetTrainingSettings(NetworkSettings):
         lt=1,
         description="Positive-unlabelled learning: share of superconductors among those not known to be one; none: 0",
     )
+    reports: bool = Field(
+        False, description="The trees learn from reports without a crystal, too; none of a relative of a held-out one"
+    )
 
 
 class S2SNetPretrainingSettings(StepSettings):
@@ -389,6 +392,9 @@ class BenchmarkSettings(StepSettings):
     graph_epochs: int | None = Field(None, ge=1, description="Epochs of CGCNN and MEGNet in place of 30")
     unlabelled: str | None = Field(
         None, description="More crystals for pre-training: JSON lines, CIF, folder, zip; with formation energies or not"
+    )
+    reports: str | None = Field(
+        None, description="Table of reports, as for refresh: the trees may learn from its superconductors, too"
     )
     disorder: Literal["refuse", "order"] = Field("refuse", description="What is done with partial occupancies")
     seed: int = Field(0, description="Seed of initial weights, folds and batches")

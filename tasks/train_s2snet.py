@@ -21,8 +21,10 @@ from safetensors.torch import load, save
 from models.baselines import classification_baselines, regression_baselines
 from models.crystal_trees import crystal_features, fit_trees
 from models.crystals import crystal_arrays
+from models.reported_compositions import Reports
 from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_answers, remove_checkpoints, train_network
+from models.splits import Fold
 from models.training import one_thread
 from tasks.bnas_data import Part
 from tasks.epochs import counted_epochs
@@ -30,6 +32,7 @@ from tasks.folds import cross_validations
 from tasks.leakage import audit
 from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
+from tasks.reported import reports_for, reports_of_workspace
 from tasks.s2snet_data import (
     CODE_VERSION,
     NAME,
@@ -80,6 +83,24 @@ def _features(url: str, data: str, config: S2SNetConfig) -> np.ndarray:
     return np.array([crystal_features(crystal_arrays(crystal)) for crystal in _crystals(url, data, config).structures])
 
 
+def _reports(
+    url: str,
+    settings: S2SNetTrainingSettings,
+    plan: TrainingPlan,
+    part: Part,
+    fold: Fold | None,
+    features: np.ndarray,
+) -> Reports | None:
+    """Reports that the trees of a part learn from, too; None where that is not asked for."""
+    if not settings.reports:
+        return None
+    found = reports_of_workspace(url, plan.data)
+    if fold is None:
+        return found
+    measured = _crystals(url, plan.data, choose_network(settings).network).measured
+    return reports_for(found, part.split, fold, features, measured)
+
+
 def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, part: Part) -> None:
     """Train the network of a fold and write its answers, or a network of the ensemble and write its weights.
 
@@ -111,7 +132,10 @@ def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
             advance=advance,
         )
         features = _features(url, plan.data, named.network) if named.trees else None
-        trees = None if features is None else fit_trees(features[train], labels, log_tc, seed, settings.positive_share)
+        trees = None
+        if features is not None:
+            reports = _reports(url, settings, plan, part, fold, features)
+            trees = fit_trees(features[train], labels, log_tc, seed, settings.positive_share, reports)
         if fold:
             answers = predict_answers(network, [crystals.graphs[row] for row in test])
             workspace.write_table(part.file, as_answers(part.split, fold, answers, trees, features))

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.crystal_trees import TreeAttribution, feature_names
+from models.crystal_trees import TreeAttribution
 from tasks.figures import BLUE, FAINT, INK, QUIET, STYLE, VERMILION
 
 SHOWN = 12  # descriptors in the figure
@@ -32,7 +32,7 @@ def tree_table(found: TreeAttribution) -> list[dict[str, Any]]:
             "value": None if np.isnan(value) else float(f"{value:.6g}"),
             "contribution": round(float(contribution), 5) + 0.0,
         }
-        for (kind, name), value, contribution in zip(feature_names(), found.features, found.contributions, strict=True)
+        for (kind, name), value, contribution in zip(found.names, found.features, found.contributions, strict=True)
     ]
     return sorted(rows, key=lambda row: -abs(row["contribution"]))
 

@@ -105,11 +105,12 @@ def train_s2snet(
     positive_share: Annotated[
         float | None, typer.Option(help="Superconductors among those not known to be one, as a share")
     ] = None,
+    reports: Annotated[bool | None, typer.Option(help="Trees learn from reports without a crystal, too")] = None,
 ) -> None:
     """Crystal to superconductor or not. Example: meissner train s2snet --split chemical-system"""
     choices: dict[str, Any] = {"config": config, "epochs": epochs, "folds": folds, "seed": seed, "device": device}
     choices |= {"devices": devices, "pretrained": pretrained, "freeze": freeze, "learning_rate": learning_rate}
-    choices |= {"trees": trees, "positive_share": positive_share}
+    choices |= {"trees": trees, "positive_share": positive_share, "reports": reports}
     _train("s2snet", profile, workspace, **choices, splits=split or None)
 
 
@@ -275,6 +276,9 @@ def benchmark_s2s(
     unlabelled: Annotated[
         str | None, typer.Option(help="More crystals for pre-training: JSON lines, CIF, folder, zip")
     ] = None,
+    reports: Annotated[
+        str | None, typer.Option(help="Table of reports whose superconductors the trees may learn from, too")
+    ] = None,
     disorder: Annotated[str | None, typer.Option(help="Partial occupancies: refuse or order")] = None,
     seed: Seed = None,
     device: Device = None,
@@ -283,7 +287,7 @@ def benchmark_s2s(
     choices: dict[str, Any] = {"folds": folds, "splits": split or None, "methods": methods or None, "config": config}
     choices |= {"width": width, "layers": layers or None, "epochs": epochs, "pretraining_epochs": pretraining_epochs}
     choices |= {"size": size, "printed_epochs": printed_epochs, "graph_epochs": graph_epochs}
-    choices |= {"unlabelled": unlabelled, "disorder": disorder, "seed": seed}
+    choices |= {"unlabelled": unlabelled, "reports": reports, "disorder": disorder, "seed": seed}
     settings = load_settings(profile, workspace=workspace, benchmark={**choices, "device": device})
     from flows.display import print_benchmark
 

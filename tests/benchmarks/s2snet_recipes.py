@@ -17,8 +17,10 @@ again: by taking others at their word, and by positive-unlabelled learning with 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,36 +34,63 @@ from models.reliability import held_out_probabilities
 from models.s2snet import CONFIGS, NamedConfig
 from models.s2snet_training import predict_logits, train_network
 from models.splits import Fold, composition_key, connected_groups, make_folds
-from tasks.s2snet_data import CrystalDataset, dataset_from_s2s, seen_by
+from tasks.s2s_files import CrystalDataset, dataset_from_s2s, read_unlabelled
+from tasks.s2snet_data import seen_by
+
+
+class Tried(NamedTuple):
+    """A named configuration with changes of ``network``, ``finetuning``, ``pretraining`` or ``masking``.
+
+    ``networks``: the mean of so many, which differ by their seed. ``positive_share``: positive-unlabelled learning with
+    this share. ``wider``: pre-trained on the crystals of ``--unlabelled``, too.
+    """
+
+    base: str = "s2snet"
+    changes: Mapping[str, Any] = MappingProxyType({})
+    networks: int = 1
+    positive_share: float | None = None
+    wider: bool = False
+
 
 PLAIN = {"pretraining": None}
 BEFORE = {"epochs": 20, "batch_size": 32, "learning_rate": 1e-3, "average": None}
-RECIPES: dict[str, tuple[str, dict] | None] = {  # configuration, changes of network, finetuning and pretraining
+PRETRAINED = {"pretraining": {"epochs": 15}}
+RECIPES: dict[str, Tried | None] = {
     "trees alone": None,
-    "s2snet": ("s2snet", {}),
-    "starter": ("starter", {}),
-    "starter, not pre-trained": ("starter", PLAIN),
-    "before: 3 layers, batch 32, rate 1e-3, no average": (
-        "s2snet",
-        {"network": {"layers": 3}, "finetuning": BEFORE},
+    "s2snet": Tried(),
+    "starter": Tried("starter"),
+    "starter, not pre-trained": Tried("starter", PLAIN),
+    "before: 3 layers, batch 32, rate 1e-3, no average": Tried(
+        changes={"network": {"layers": 3}, "finetuning": BEFORE}
     ),
-    "pre-trained": ("s2snet", {"pretraining": {"epochs": 15}}),
-    "elements learned too": ("s2snet", {"network": {"elements": "both"}}),
-    "radius 6": ("s2snet", {"network": {"radius": 6.0, "reach": 6.0}}),
-    "dropout 0.4": ("s2snet", {"network": {"dropout": 0.4}}),
-    "40 epochs": ("s2snet", {"finetuning": {"epochs": 40}}),
+    "attention to all atoms alike": Tried(changes={"network": {"attention": "all"}}),
+    "attention within 5 angstrom, no distances": Tried(changes={"network": {"attention": "radius"}}),
+    "no composition at the head": Tried(changes={"network": {"composition": False}}),
+    "no lattice": Tried(changes={"network": {"lattice": "none"}}),
+    "elements learned": Tried(changes={"network": {"elements": "learned"}}),
+    "elements learned too": Tried(changes={"network": {"elements": "both"}}),
+    "radius 6": Tried(changes={"network": {"radius": 6.0, "reach": 6.0}}),
+    "dropout 0.4": Tried(changes={"network": {"dropout": 0.4}}),
+    "40 epochs": Tried(changes={"finetuning": {"epochs": 40}}),
+    "pre-trained": Tried(changes=PRETRAINED),
+    "pre-trained, elements hidden whole": Tried(changes=PRETRAINED | {"masking": "element"}),
+    "pre-trained on more": Tried(changes=PRETRAINED, wider=True),
+    "pre-trained on more, elements hidden whole": Tried(changes=PRETRAINED | {"masking": "element"}, wider=True),
+    "three networks": Tried(networks=3),
+    "ten networks": Tried(networks=10),
+    "positive-unlabelled, 5 per cent": Tried(positive_share=0.05),
 }
 Fit = Callable[[np.ndarray, Fold, int], np.ndarray]  # labels, fold, seed to logits of the fold's test crystals
 
 
-def changed(recipe: tuple[str, dict]) -> NamedConfig:
+def changed(recipe: Tried) -> NamedConfig:
     """The network and recipes of a configuration with changes."""
-    base, changes = recipe
-    named = CONFIGS[base]
-    for part, update in changes.items():
-        model = getattr(named, part) or named.finetuning
-        new = None if update is None else type(model).model_validate(model.model_dump() | update)
-        named = named._replace(**{part: new})
+    named = CONFIGS[recipe.base]
+    for part, update in recipe.changes.items():
+        if isinstance(update, dict):
+            model = getattr(named, part) or named.finetuning
+            update = type(model).model_validate(model.model_dump() | update)  # noqa: PLW2901
+        named = named._replace(**{part: update})
     return named
 
 
@@ -71,14 +100,35 @@ def folds_of(data: CrystalDataset, split: str, seed: int) -> list[Fold]:
     return make_folds(split, size=len(data.labels), folds=5, seed=seed, groups=groups, labels=data.labels)
 
 
-def networks(named: NamedConfig, data: CrystalDataset, share: float | None = None) -> Fit:
-    """Networks of a recipe; pre-trained, where the recipe says so, on the crystals that they learn from."""
+def networks(
+    recipe: Tried, data: CrystalDataset, share: float | None = None, more: CrystalDataset | None = None
+) -> Fit:
+    """Networks of a recipe; pre-trained, where the recipe says so, on crystals of no chemical system that is tested."""
+    named = changed(recipe)
     graphs = [seen_by(named.network, crystal) for crystal in data.crystals]
+    others = [] if more is None or not recipe.wider else [seen_by(named.network, crystal) for crystal in more.crystals]
 
     def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
         train = [graphs[row] for row in fold.train]
-        network = train_network(named, train, labels[fold.train], train, seed, positive_share=share, device="cpu")
-        return predict_logits(network, [graphs[row] for row in fold.test])
+        tested = {data.chemical_systems[row] for row in fold.test}
+        unlabelled = [
+            crystal
+            for crystal, system in zip(others, more.chemical_systems if others else [], strict=True)
+            if system not in tested
+        ]
+        logits = []
+        for member in range(recipe.networks):
+            network = train_network(
+                named,
+                train,
+                labels[fold.train],
+                train + unlabelled,
+                seed + 1000 * member,
+                positive_share=share or recipe.positive_share,
+                device="cpu",
+            )
+            logits.append(predict_logits(network, [graphs[row] for row in fold.test]))
+        return np.mean(logits, axis=0)
 
     return fit
 
@@ -147,10 +197,14 @@ def main() -> None:
     parser.add_argument("--fold-seed", type=int, default=0)
     parser.add_argument("--folds", type=int, default=5, help="The first so many of five folds")
     parser.add_argument("--hide", type=float, default=0.0, help="Share of the superconductors taken for others")
+    parser.add_argument("--unlabelled", help="Crystals of any form that the recipes 'on more' are pre-trained on, too")
     parser.add_argument("--output", type=Path, help="Folder for the held-out logits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = dataset_from_s2s(options.data)
+    more = read_unlabelled(options.unlabelled) if options.unlabelled else None
+    if more is None and any(chosen and chosen.wider for chosen in map(RECIPES.get, options.recipes)):
+        parser.error("a recipe pre-trained on more needs --unlabelled")
     folds = folds_of(data, options.split, options.fold_seed)[: options.folds]
     rows = np.sort(np.concatenate([fold.test for fold in folds]))
     names = np.empty(len(data.labels), dtype=object)
@@ -166,7 +220,7 @@ def main() -> None:
         for recipe in options.recipes:
             for title, given in (("others taken at their word", None), ("positive-unlabelled", share)):
                 chosen = RECIPES[recipe]
-                fit = trees(data, given) if chosen is None else networks(changed(chosen), data, given)
+                fit = trees(data, given) if chosen is None else networks(chosen, data, given)
                 logits = answers(fit, shown, folds, None)
                 print(f"{recipe}, {title}: {found_again(data.labels[rows], shown[rows], logits[rows])}", flush=True)
                 show("  by all labels", data.labels[rows], 1 / (1 + np.exp(-logits[rows])))
@@ -177,7 +231,7 @@ def main() -> None:
         chosen = RECIPES[recipe]
         network = None
         if chosen is not None:
-            fit = networks(changed(chosen), data)
+            fit = networks(chosen, data, more=more)
             network = answers(fit, data.labels, folds, kept and kept / f"{recipe}-{key}")[rows]
         compare(data.labels[rows], names[rows], network, boosted[rows])
 

@@ -190,6 +190,31 @@ def test_the_trees_are_those_of_a_training(tmp_path):
     assert found["material_id"].to_pylist() == [dataset.names[row] for row in fold.test]
 
 
+def test_reports_beside_the_crystals_are_methods_of_their_own(tmp_path, lines):
+    settings = SETTINGS.model_copy(
+        update={"methods": ("blend-reports", "reports"), "reports": str(STARTER / "supercon.csv")}
+    )
+    plan = make_plan(write_lines(tmp_path / "s2s.jsonl", lines), settings)
+    workspace = Workspace(tmp_path / "workspace")
+    for part in plan.parts:
+        run_part(workspace.url, plan, part)
+    scores = gather(workspace, plan).tables[OUTPUT]
+    found = {"Reports alone", "S2SNet's trees, with reports", "S2SNet, with trees and reports"}
+    assert found <= set(scores["model"].to_pylist())
+    text = workspace.read_bytes(TABLES).decode()
+    assert "supercon.csv, without those of a chemical system that is held out" in text
+    assert "| S2SNet, ours: network, trees and reports |" in text
+    without = make_plan(plan.data, settings.model_copy(update={"reports": None, "methods": ("blend",)}))
+    names = [method.name for method in without.methods]
+    assert "trees-reports" not in names
+    files = {part.method.name: part.file for part in plan.parts if part.number == 0}
+    other = tmp_path / "more.csv"
+    other.write_text("name,Tc\nNb3Sn,18\n")
+    again = make_plan(plan.data, settings.model_copy(update={"reports": str(other)}))
+    changed = {part.method.name for part in again.parts if part.number == 0 and part.file != files[part.method.name]}
+    assert changed == {"reports", "trees-reports"}
+
+
 def _ordered(table, plan, name):
     title = next(method.title for method in plan.methods if method.name == name)
     rows = [row for row in table.to_pylist() if row["model"] == title]

@@ -310,6 +310,31 @@ def test_a_frozen_trunk_needs_a_pretraining(tmp_path, rows):
         train_network(frozen, crystals.graphs, crystals.labels, [], 0, device="cpu")
 
 
+def test_trees_learn_from_reports_without_a_crystal_where_that_is_asked_for(trained, tmp_path, rows):
+    settings = SETTINGS.model_copy(update={"reports": True, "ensemble": 1})
+    workspace = write(Workspace(tmp_path), rows)
+    crystals = read_crystals(workspace, NETWORK)
+    with pytest.raises(InputError, match=r"superconductors\.parquet.*meissner refresh"):
+        make_plan(workspace, crystals, settings)
+    reports = [*MEASURED, MEASURED[0] | {"formula": "Nb3Ge", "tc_kelvin": 23.0}]
+    complete = [dict.fromkeys(MEASURED_SCHEMA.names) | found for found in reports]
+    workspace.write_table("supercon/superconductors.parquet", pa.Table.from_pylist(complete, schema=MEASURED_SCHEMA))
+    with pytest.raises(InputError, match="no-trees"):
+        make_plan(workspace, crystals, settings.model_copy(update={"trees": False}))
+    plan = make_plan(workspace, crystals, settings)
+    assert plan.version != trained[1].version
+    for part in plan.parts:
+        (score_part if part.kind == "baselines" else train_part)(workspace.url, settings, plan, part)
+    gather(workspace, settings, plan)
+    ensemble = load_s2snet(workspace, plan.version)
+    assert ensemble.trees[0].reported is not None
+    assert load_s2snet(trained[0]).trees[0].reported is None
+    structures = [EXAMPLES[name]() for name in ("caesium chloride",) if name in EXAMPLES] or [
+        EXAMPLES[next(iter(EXAMPLES))]()
+    ]
+    assert 0 < ensemble.predict(structures).probability[0] < 1
+
+
 def test_version_follows_data_and_settings(trained, tmp_path, rows):
     _, plan, _ = trained
     workspace = write(Workspace(tmp_path), rows[:-2])
