@@ -29,6 +29,7 @@ from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import grid_of, make_grid
 from tasks.held_out import HeldOut, read_held_out, read_predictions
 from tasks.known import KnownSuperconductors, element_amounts, find_hazards, structure_amounts
+from tasks.s2s_files import Disorder, without_disorder
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.settings import GridSettings, ScreeningSettings
 from tasks.sources import read_bytes
@@ -38,6 +39,7 @@ from tasks.workspace import Workspace
 
 NO_ATOMS = "a tight-binding model has no atoms for S2SNet to read, and no composition to compare"
 NEEDS_BANDS = "BNAS reads bands: give the vasprun.xml of a uniform k-point run for a critical temperature"
+ORDERED_CELL = "S2SNet was asked about an ordered cell of the partial occupancies, {} ({} sites)"
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
 SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label ln(Tc + 1) hardly resolves less
@@ -147,6 +149,7 @@ def predict(
     workspace: str | Path | Workspace,
     settings: ScreeningSettings | None = None,
     efermi: float | None = None,
+    disorder: Disorder = "refuse",
 ) -> list[Prediction]:
     """Ask the trained networks in use, promoted or else latest, about crystals and bands.
 
@@ -160,6 +163,8 @@ def predict(
         Where the trained networks are.
     efermi
         Fermi level of tight-binding models, eV; without it, ``fermi_energy`` of the ``.win`` file beside them.
+    disorder
+        Crystals with partial occupancies: ``refuse``, or ``order``, and ask about the ordered cell.
 
     Returns
     -------
@@ -186,10 +191,12 @@ def predict(
     settings = settings or ScreeningSettings()
     place = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     predictor = Predictor(place, settings.coverage)
-    return [_predict_file(Path(file), predictor, settings.max_distance, efermi) for file in files]
+    return [_predict_file(Path(file), predictor, settings.max_distance, efermi, disorder) for file in files]
 
 
-def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi: float | None) -> Prediction:
+def _predict_file(
+    path: Path, predictor: Predictor, max_distance: float, efermi: float | None, disorder: Disorder
+) -> Prediction:
     """The answer for one file; only a missing network is raised."""
     try:
         bands = _read_bands(path, efermi)
@@ -197,11 +204,14 @@ def _predict_file(path: Path, predictor: Predictor, max_distance: float, efermi:
             answer = _ask_model(bands, predictor)
         else:
             structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
-            graph = predictor.s2snet.graph(structure)  # refuses what is too large for the search of a space group
+            cell = without_disorder(structure, disorder)
+            graph = predictor.s2snet.graph(cell)  # refuses what is too large for the search of a space group
             distances = [predictor.s2snet_distance, *([predictor.distance] if bands else [])]
             answer = describe(structure, predictor.known, distances, max_distance)
             answer |= _ask_s2snet(graph, answer["formula"], predictor)
             answer |= _ask_bnas(bands, predictor) if bands else {"note": NEEDS_BANDS}
+            if cell is not structure:
+                answer["note"] = f"{ORDERED_CELL.format(cell.formula, len(cell))}; {NEEDS_BANDS}"
     except (CheckpointError, MissingStageError):
         raise
     except (MeissnerError, OSError) as error:

@@ -12,8 +12,9 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
+from models.crystals import CrystalGraph
 from models.s2snet import S2SNetConfig
-from models.s2snet_pretraining import HiddenElements, masked_accuracy, pretrain, trunk_state
+from models.s2snet_pretraining import HiddenElements, Masking, masked_accuracy, pretrain, trunk_state
 from models.training import Recipe, one_thread, resolve_device
 from tasks.exceptions import InputError
 from tasks.logs import log_event
@@ -57,13 +58,23 @@ def make_plan(crystals: Crystals, settings: S2SNetPretrainingSettings) -> Pretra
     """Check the crystals and the settings at the door, and name the version."""
     resolve_device(settings.device)
     config, recipe = choose_pretraining(settings)
-    divide(crystals, settings)
+    _, aside = divide(crystals, settings)
+    if not any(_can_hide(crystals.graphs[row], settings.masking) for row in aside):
+        raise InputError(
+            f"In none of the {len(aside)} held-out crystals an element can be hidden beside another: each has one atom "
+            "or element. Choose another --seed, or hold out a larger share (s2snet_pretraining.held_out)"
+        )
     data = crystals_hash(crystals)
     asked = {"network": config.model_dump(), "recipe": recipe.model_dump(), "masking": settings.masking}
     version = model_version(
         data=data, config=asked | {"held_out": settings.held_out}, seed=settings.seed, code_version=CODE_VERSION
     )
     return PretrainingPlan(version=version, data=data, config=config, recipe=recipe)
+
+
+def _can_hide(crystal: CrystalGraph, masking: Masking) -> bool:
+    """Whether an element of a crystal can be hidden, and another one stays visible."""
+    return len(crystal) > 1 if masking == "atoms" else len(np.unique(crystal.arrays.atomic_numbers)) > 1
 
 
 def divide(crystals: Crystals, settings: S2SNetPretrainingSettings) -> tuple[np.ndarray, np.ndarray]:

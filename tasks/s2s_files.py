@@ -86,12 +86,17 @@ def read_unlabelled(source: str, disorder: Disorder = "refuse") -> CrystalDatase
 
 def as_arrays(structure: Structure, disorder: Disorder) -> CrystalArrays:
     """Arrays of a structure, ordered first where that is asked; InputError or ModelInputError with the reason."""
-    if disorder == "order" and not structure.is_ordered:
-        from tasks.ordering import order_structure
-        from tasks.settings import OrderingSettings
+    return check_sites(crystal_arrays(without_disorder(structure, disorder)))
 
-        structure = order_structure(structure, OrderingSettings()).structure
-    return check_sites(crystal_arrays(structure))
+
+def without_disorder(structure: Structure, disorder: Disorder) -> Structure:
+    """The structure, or its ordered cell (``tasks.ordering``) where that is asked and it has partial occupancies."""
+    if disorder == "refuse" or structure.is_ordered:
+        return structure
+    from tasks.ordering import order_structure
+    from tasks.settings import OrderingSettings
+
+    return order_structure(structure, OrderingSettings()).structure
 
 
 def _read_lines(lines: Iterable[str], path: Path, disorder: Disorder, labelled: bool) -> CrystalDataset:

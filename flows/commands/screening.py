@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -99,6 +99,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
     efermi: Annotated[float | None, typer.Option(help="Fermi level of tight-binding models, eV")] = None,
+    disorder: Annotated[
+        Literal["refuse", "order"],
+        typer.Option(help="Crystals with partial occupancies: refuse them, or order the cell and ask"),
+    ] = "refuse",
 ) -> None:
     """Ask the trained networks about single materials. Example: meissner predict MgB2.cif vasprun.xml"""
     from rich.console import Console
@@ -108,7 +112,7 @@ def predict(
     from tasks.workspace import Workspace
 
     settings = load_settings(profile, workspace=workspace)
-    predictions = answer(files, Workspace(settings.workspace), settings.screening, efermi)
+    predictions = answer(files, Workspace(settings.workspace), settings.screening, efermi, disorder)
     print_predictions(Console(), predictions, "json" if as_json else "csv" if as_csv else "table")
     if all(prediction.error for prediction in predictions):
         raise typer.Exit(2)

@@ -78,6 +78,10 @@ RECIPES: dict[str, Tried | None] = {
     "pre-trained on more, elements hidden whole": Tried(changes=PRETRAINED | {"masking": "element"}, wider=True),
     "three networks": Tried(networks=3),
     "ten networks": Tried(networks=10),
+    "together: radius 6, elements learned too, pre-trained by whole elements, three networks": Tried(
+        changes=PRETRAINED | {"masking": "element", "network": {"radius": 6.0, "reach": 6.0, "elements": "both"}},
+        networks=3,
+    ),
     "positive-unlabelled, 5 per cent": Tried(positive_share=0.05),
 }
 Fit = Callable[[np.ndarray, Fold, int], np.ndarray]  # labels, fold, seed to logits of the fold's test crystals

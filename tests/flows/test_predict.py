@@ -96,3 +96,18 @@ def test_without_any_answer_the_exit_code_is_2(screened: Workspace, files: dict[
     assert untrained.returncode == 2
     assert untrained.stderr.startswith("meissner: ")
     assert untrained.stdout == ""
+
+
+def test_partial_occupancies_are_refused_or_ordered_as_asked(screened, tmp_path):  # noqa: F811
+    file = tmp_path / "alloy.cif"
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.3), [{"Nb": 0.5, "V": 0.5}, "N"], sites).to(str(file))
+    refused = predict(screened, file)
+    assert refused.returncode == 2
+    assert "partial occupancy" in refused.stderr
+    ordered = predict(screened, file, "--disorder", "order", "--json")
+    assert ordered.returncode == 0, ordered.stderr
+    (row,) = json.loads(ordered.stdout)
+    assert row["formula"] == "NbVN2"
+    assert 0 < row["probability"] < 1
+    assert "asked about an ordered cell of the partial occupancies, Nb" in row["note"]

@@ -61,6 +61,26 @@ def test_logits_and_masked_elements_have_their_shapes_and_gradients(config):
 
 
 @pytest.mark.parametrize("config", READINGS.values(), ids=READINGS)
+def test_crystals_of_1_to_444_atoms_share_a_batch(config):
+    """The largest cell of the published pre-training set beside the smallest; each is answered as if it were alone."""
+    tungsten = Structure(Lattice.cubic(3.16), ["W", "W"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    large = Structure(Lattice.cubic(3.16), ["W"] * 3, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]])
+    large = large.make_supercell([4, 37, 1], in_place=False)
+    structures = [tungsten.get_primitive_structure(), salt, large]
+    assert [len(structure) for structure in structures] == [1, 8, 444]
+    graphs = [graph(crystal_arrays(structure), CUTOFF) for structure in structures]
+    network = make(config)
+    with torch.inference_mode():
+        together = network(collate(graphs)).numpy()
+    alone = np.concatenate([predict_logits(network, [crystal]) for crystal in graphs])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    hidden, targets = mask_atoms(collate(graphs), torch.Generator().manual_seed(0))
+    assert ((targets != NO_TARGET).sum(dim=1)).tolist() == [0, 2, 67]
+    network(hidden, masked=True)[hidden.mask].sum().backward()
+
+
+@pytest.mark.parametrize("config", READINGS.values(), ids=READINGS)
 def test_padding_and_neighbours_in_the_batch_change_nothing(config):
     network = make(config)
     crystals = [example_graph(name) for name in EXAMPLES]

@@ -1,5 +1,11 @@
 """The stage pretrain-s2snet on small real crystals: what it stores, and how a training starts from it."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,6 +25,7 @@ from tasks.train_s2snet import score_part, train_part
 from tasks.workspace import Workspace
 from tests.tasks.test_train_s2snet import CUBIC, cubic, row, write
 
+MEISSNER = Path(sys.executable).with_name("meissner")
 NETWORK = CONFIGS["tiny"].network
 SETTINGS = S2SNetPretrainingSettings(config="tiny", epochs=3, held_out=0.4, device="cpu")
 TRAINING = S2SNetTrainingSettings(
@@ -114,6 +121,104 @@ def test_too_few_crystals_are_refused(tmp_path, rows):
     few = read_crystals(write(Workspace(tmp_path), rows[:4]), NETWORK)
     with pytest.raises(InputError, match="at least 10 crystals in 2 chemical systems, there are 4 in 4"):
         make_plan(few, SETTINGS)
+
+
+KILLED = """
+import functools, os, models.training as training
+from tasks.workspace import Workspace
+saved = []
+def kill(*given):
+    save(*given)
+    saved.append(given)
+    os.kill(os.getpid(), 9) if len(saved) == {at} else None
+save, training.save_checkpoint = training.save_checkpoint, kill
+import models.s2snet_pretraining, models.s2snet_training
+for module in (models.s2snet_pretraining, models.s2snet_training):
+    module.Extras = functools.partial(training.Extras, checkpoint_seconds=0)
+workspace = Workspace({url!r})
+"""
+
+
+def run_and_kill(code: str) -> None:
+    """Run in a process of its own until it kills itself."""
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=600)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+
+
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_weights(pretrained, tmp_path, rows):
+    whole, plan, _ = pretrained
+    killed = write(Workspace(tmp_path), rows)
+    code = (
+        "import tasks.pretrain_s2snet as stage\n"
+        f"settings = stage.S2SNetPretrainingSettings.model_validate_json({SETTINGS.model_dump_json()!r})\n"
+        "crystals = stage.read_crystals(workspace, stage.choose_pretraining(settings)[0])\n"
+        "stage.learn(workspace, settings, stage.make_plan(crystals, settings))\n"
+    )
+    run_and_kill(KILLED.format(at=2, url=killed.url) + code)
+    assert killed.exists(plan.file("checkpoint"))
+    assert not killed.exists(plan.file("weights.safetensors"))
+    learn(killed, SETTINGS, plan)
+    for file in ("weights.safetensors", "metrics.json", "curves.parquet"):
+        assert killed.read_bytes(plan.file(file)) == whole.read_bytes(plan.file(file)), file
+
+
+@pytest.mark.parametrize("at", [1, 3], ids=["in the pre-training", "in the fine-tuning"])
+def test_a_training_killed_in_the_middle_goes_on_to_the_same_weights(tmp_path, rows, at):
+    settings = TRAINING.model_copy(update={"epochs": 2})
+    whole, killed = (write(Workspace(tmp_path / name), rows) for name in ("whole", "killed"))
+    plan = plan_training(whole, read_crystals(whole, NETWORK), settings)
+    member = plan.members[0]
+    train_part(whole.url, settings, plan, member)
+    code = (
+        "from tasks.s2snet_data import TrainingPlan\n"
+        "from tasks.settings import S2SNetTrainingSettings\n"
+        "from tasks.train_s2snet import train_part\n"
+        f"settings = S2SNetTrainingSettings.model_validate_json({settings.model_dump_json()!r})\n"
+        f"plan = TrainingPlan.model_validate_json({plan.model_dump_json()!r})\n"
+        "train_part(workspace.url, settings, plan, plan.members[0])\n"
+    )
+    run_and_kill(KILLED.format(at=at, url=killed.url) + code)
+    left = {stage: killed.exists(f"{member.file}.checkpoint.{stage}") for stage in ("pretraining", "finetuning")}
+    assert left == {"pretraining": True, "finetuning": at == 3}
+    assert not killed.exists(member.file)
+    train_part(killed.url, settings, plan, member)
+    assert killed.read_bytes(member.file) == whole.read_bytes(member.file)
+    assert not any(killed.exists(f"{member.file}.checkpoint.{stage}") for stage in left)
+
+
+@pytest.mark.slow  # two commands with Prefect servers of their own
+def test_the_commands_pretrain_and_train(tmp_path, rows):
+    workspace = write(Workspace(tmp_path), rows)
+    common = ["--workspace", str(tmp_path), "--config", "tiny", "--epochs", "2", "--device", "cpu"]
+
+    def run(*command: str) -> str:
+        found = subprocess.run(
+            [str(MEISSNER), *command, *common],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env=os.environ | {"COLUMNS": "250"},
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout
+
+    shown = run("pretrain", "s2snet", "--masking", "element", "--seed", "2")
+    version = workspace.read_json("models/s2snet-pretraining/latest.json")["version"]
+    assert version in shown
+    assert pretraining_config(workspace, version)["settings"]["masking"] == "element"
+    asked = ("--pretrained", "latest", "--freeze", "--no-trees", "--folds", "2", "--split", "random")
+    shown = run("train", "s2snet", *asked)
+    stored = load_model(workspace, "s2snet")
+    assert stored.config["pretrained"] == version
+    assert "S2SNet" in shown
+    assert "Magpie, random forest" in shown
+
+
+def test_held_out_crystals_that_can_tell_nothing_are_refused_before_the_training(tmp_path, rows):
+    crystals = read_crystals(write(Workspace(tmp_path), rows), NETWORK)
+    settings = SETTINGS.model_copy(update={"held_out": 0.1, "seed": 1})  # aluminium and niobium
+    with pytest.raises(InputError, match=r"none of the 2 held-out crystals .* another --seed"):
+        make_plan(crystals, settings)
 
 
 @pytest.mark.usefixtures("prefect_harness")
