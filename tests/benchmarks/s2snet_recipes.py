@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/s2snet_recipes.py s2s.jsonl.gz --recipes "trees alone" --fold-seed 11
 
 For each recipe: the network alone, the trees alone, their blend, and what the blend adds, each calibrated and blended
-by the other folds' held-out answers, with bootstrap intervals over the crystals. Choose recipes on one ``--fold-seed``
+by the other folds' held-out answers, with bootstrap intervals over the crystals, and the gain over the recipe that is
+named first. Choose recipes on one ``--fold-seed``
 and tell the scores of another, so that no recipe is chosen by the folds that it is scored on. ``--output`` keeps the
 answers fold by fold, and a run that was ended goes on from them.
 
@@ -18,6 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -27,13 +29,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from models import reported_compositions
 from models.blending import held_out_blend
 from models.crystal_trees import crystal_features, fit_trees
+from models.crystals import CrystalGraph
 from models.metrics import auc_gain, classification_scores
 from models.reliability import held_out_probabilities
+from models.reported_compositions import DOPED, Reports
 from models.s2snet import CONFIGS, NamedConfig
 from models.s2snet_training import predict_logits, train_network
 from models.splits import Fold, composition_key, connected_groups, make_folds
+from tasks.reported import reports_of_file
 from tasks.s2s_files import CrystalDataset, dataset_from_s2s, read_unlabelled
 from tasks.s2snet_data import seen_by
 
@@ -52,11 +58,21 @@ class Tried(NamedTuple):
     wider: bool = False
 
 
+@dataclass(frozen=True)
+class Trees:
+    """The trees alone, with the reports of ``--reports`` or without; ``doped``: which reports are relatives."""
+
+    doped: float | None = None
+
+
 PLAIN = {"pretraining": None}
 BEFORE = {"epochs": 20, "batch_size": 32, "learning_rate": 1e-3, "average": None}
 PRETRAINED = {"pretraining": {"epochs": 15}}
-RECIPES: dict[str, Tried | None] = {
-    "trees alone": None,
+RECIPES: dict[str, Tried | Trees] = {
+    "trees alone": Trees(),
+    "trees with reports": Trees(doped=DOPED),
+    "trees with reports, doped forms too": Trees(doped=0.0),
+    "trees with reports, farther from the held-out": Trees(doped=2 * DOPED),
     "s2snet": Tried(),
     "starter": Tried("starter"),
     "starter, not pre-trained": Tried("starter", PLAIN),
@@ -78,12 +94,11 @@ RECIPES: dict[str, Tried | None] = {
     "pre-trained on more, elements hidden whole": Tried(changes=PRETRAINED | {"masking": "element"}, wider=True),
     "three networks": Tried(networks=3),
     "ten networks": Tried(networks=10),
-    "together: radius 6, elements learned too, pre-trained by whole elements, three networks": Tried(
-        changes=PRETRAINED | {"masking": "element", "network": {"radius": 6.0, "reach": 6.0, "elements": "both"}},
-        networks=3,
-    ),
+    "best": Tried("best"),
+    "best, three networks": Tried("best", networks=3),
     "positive-unlabelled, 5 per cent": Tried(positive_share=0.05),
 }
+Answers = dict[str, np.ndarray]  # probabilities by name of the model
 Fit = Callable[[np.ndarray, Fold, int], np.ndarray]  # labels, fold, seed to logits of the fold's test crystals
 
 
@@ -110,16 +125,15 @@ def networks(
     """Networks of a recipe; pre-trained, where the recipe says so, on crystals of no chemical system that is tested."""
     named = changed(recipe)
     graphs = [seen_by(named.network, crystal) for crystal in data.crystals]
-    others = [] if more is None or not recipe.wider else [seen_by(named.network, crystal) for crystal in more.crystals]
+    others: list[tuple[str, CrystalGraph]] = []
+    if more is not None and recipe.wider:
+        graphs_of_more = [seen_by(named.network, crystal) for crystal in more.crystals]
+        others = list(zip(more.chemical_systems, graphs_of_more, strict=True))
 
     def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
         train = [graphs[row] for row in fold.train]
         tested = {data.chemical_systems[row] for row in fold.test}
-        unlabelled = [
-            crystal
-            for crystal, system in zip(others, more.chemical_systems if others else [], strict=True)
-            if system not in tested
-        ]
+        unlabelled = [crystal for system, crystal in others if system not in tested]
         logits = []
         for member in range(recipe.networks):
             network = train_network(
@@ -137,13 +151,17 @@ def networks(
     return fit
 
 
-def trees(data: CrystalDataset, share: float | None = None) -> Fit:
+def trees(recipe: Trees, data: CrystalDataset, share: float | None = None, reports: Reports | None = None) -> Fit:
     """Gradient boosting on the crystals' descriptors."""
     features = np.array([crystal_features(crystal) for crystal in data.crystals])
 
     def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
         unknown = np.full(len(fold.train), np.nan)
-        found = fit_trees(features[fold.train], labels[fold.train], unknown, seed, share)
+        apart = None
+        if reports is not None and recipe.doped is not None:
+            reported_compositions.DOPED = recipe.doped
+            apart = reports.apart_from(features[fold.test])
+        found = fit_trees(features[fold.train], labels[fold.train], unknown, seed, share, apart)
         return found.logits(features[fold.test])
 
     return fit
@@ -170,8 +188,10 @@ def show(name: str, labels: np.ndarray, probabilities: np.ndarray) -> None:
     print(f"{name:<16} AUC {cells[0]}   ACC {cells[1]}   Brier {found['brier'].value:.4f}", flush=True)
 
 
-def compare(labels: np.ndarray, names: np.ndarray, network: np.ndarray | None, boosted: np.ndarray) -> None:
-    """Print the scores of what is there, and the gains of the blend."""
+def compare(
+    labels: np.ndarray, names: np.ndarray, network: np.ndarray | None, boosted: np.ndarray, first: Answers
+) -> Answers:
+    """Print the scores of what is there, the gains of the blend, and those over what the first recipe gave."""
     alone = {"trees alone": boosted} | ({} if network is None else {"network alone": network})
     found = {name: held_out_probabilities(logits, labels, names.tolist()) for name, logits in alone.items()}
     if network is not None:
@@ -179,8 +199,16 @@ def compare(labels: np.ndarray, names: np.ndarray, network: np.ndarray | None, b
     for name, probabilities in found.items():
         show(name, labels, probabilities)
     for name in alone if network is not None else []:
-        gain = auc_gain(labels, found["blend"], found[name], seed=0)
-        print(f"  blend over {name}: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) of AUC", flush=True)
+        show_gain(f"blend over {name}", labels, found["blend"], found[name])
+    for name in ("trees alone", "network alone", "blend"):
+        if name in found and name in first and not np.array_equal(found[name], first[name]):
+            show_gain(f"{name} over that of the first recipe", labels, found[name], first[name])
+    return found
+
+
+def show_gain(name: str, labels: np.ndarray, better: np.ndarray, other: np.ndarray) -> None:
+    gain = auc_gain(labels, better, other, seed=0)
+    print(f"  {name}: {gain.value:+.4f} ({gain.low:+.4f} to {gain.high:+.4f}) of AUC", flush=True)
 
 
 def found_again(labels: np.ndarray, shown: np.ndarray, logits: np.ndarray) -> str:
@@ -202,13 +230,18 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="The first so many of five folds")
     parser.add_argument("--hide", type=float, default=0.0, help="Share of the superconductors taken for others")
     parser.add_argument("--unlabelled", help="Crystals of any form that the recipes 'on more' are pre-trained on, too")
+    parser.add_argument("--reports", help="Table of reports, as `meissner refresh --supercon` reads it")
     parser.add_argument("--output", type=Path, help="Folder for the held-out logits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = dataset_from_s2s(options.data)
     more = read_unlabelled(options.unlabelled) if options.unlabelled else None
-    if more is None and any(chosen and chosen.wider for chosen in map(RECIPES.get, options.recipes)):
+    reports = reports_of_file(options.reports, "") if options.reports else None
+    asked = {name: RECIPES[name] for name in options.recipes}
+    if more is None and any(isinstance(recipe, Tried) and recipe.wider for recipe in asked.values()):
         parser.error("a recipe pre-trained on more needs --unlabelled")
+    if reports is None and any(isinstance(recipe, Trees) and recipe.doped is not None for recipe in asked.values()):
+        parser.error("a recipe with reports needs --reports")
     folds = folds_of(data, options.split, options.fold_seed)[: options.folds]
     rows = np.sort(np.concatenate([fold.test for fold in folds]))
     names = np.empty(len(data.labels), dtype=object)
@@ -221,23 +254,28 @@ def main() -> None:
         shown = np.where(draw < options.hide, 0, data.labels)
         share = float(data.labels[shown == 0].mean())
         print(f"{int(data.labels.sum() - shown.sum())} superconductors hidden, {share:.3f} of the others")
-        for recipe in options.recipes:
+        for name, recipe in asked.items():
             for title, given in (("others taken at their word", None), ("positive-unlabelled", share)):
-                chosen = RECIPES[recipe]
-                fit = trees(data, given) if chosen is None else networks(chosen, data, given)
+                fit = trees(recipe, data, given) if isinstance(recipe, Trees) else networks(recipe, data, given)
                 logits = answers(fit, shown, folds, None)
-                print(f"{recipe}, {title}: {found_again(data.labels[rows], shown[rows], logits[rows])}", flush=True)
+                print(f"{name}, {title}: {found_again(data.labels[rows], shown[rows], logits[rows])}", flush=True)
                 show("  by all labels", data.labels[rows], 1 / (1 + np.exp(-logits[rows])))
         return
-    boosted = answers(trees(data), data.labels, folds, kept and kept / f"trees-{key}")
-    for recipe in options.recipes:
-        print(recipe)
-        chosen = RECIPES[recipe]
-        network = None
-        if chosen is not None:
-            fit = networks(chosen, data, more=more)
-            network = answers(fit, data.labels, folds, kept and kept / f"{recipe}-{key}")[rows]
-        compare(data.labels[rows], names[rows], network, boosted[rows])
+
+    def file(name: str) -> Path | None:
+        return kept and kept / f"{name}-{key}"
+
+    plain = answers(trees(Trees(), data), data.labels, folds, file("trees"))
+    first: Answers = {}
+    for name, recipe in asked.items():
+        print(name)
+        network, boosted = None, plain
+        if isinstance(recipe, Tried):
+            network = answers(networks(recipe, data, more=more), data.labels, folds, file(name))[rows]
+        elif recipe.doped is not None:
+            boosted = answers(trees(recipe, data, reports=reports), data.labels, folds, file(name))
+        found = compare(data.labels[rows], names[rows], network, boosted[rows], first)
+        first = first or found
 
 
 if __name__ == "__main__":
