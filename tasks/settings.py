@@ -292,7 +292,7 @@ class S2SNetTrainingSettings(NetworkSettings):
     config: str = Field(
         "starter",
         description="Named network and recipe: starter, s2snet, best or paper; tiny for tests",
-        json_schema_extra={"enum": ["starter", "s2snet", "paper", "tiny"]},
+        json_schema_extra={"enum": ["starter", "s2snet", "best", "paper", "tiny"]},
     )
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     pretrained: str | None = Field(
