@@ -15,6 +15,25 @@ import torch
 from models.crystals import ELEMENTS, MASKED
 
 NORMS = (2, 3, 5, 7, 10)
+STATISTICS = ("least {}", "largest {}", "range of {}", "mean {}", "deviation of {}", "{} of the most frequent element")
+WORDS = {  # Magpie's property: what it is
+    "Number": "atomic number",
+    "MendeleevNumber": "Mendeleev number",
+    "AtomicWeight": "atomic weight",
+    "MeltingT": "melting temperature",
+    "Column": "group of the periodic table",
+    "Row": "period of the periodic table",
+    "CovalentRadius": "covalent radius",
+    "Electronegativity": "electronegativity",
+    **{f"N{shell}Valence": f"number of {shell} valence electrons" for shell in "spdf"},
+    "NValence": "number of valence electrons",
+    **{f"N{shell}Unfilled": f"number of unfilled {shell} states" for shell in "spdf"},
+    "NUnfilled": "number of unfilled states",
+    "GSvolume_pa": "volume an atom of the elements",
+    "GSbandgap": "band gap of the elements",
+    "GSmagmom": "magnetic moment of the elements",
+    "SpaceGroupNumber": "space group of the elements",
+}
 VALENCE = ("NsValence", "NpValence", "NdValence", "NfValence")
 
 
@@ -53,11 +72,10 @@ def descriptor_count() -> int:
 @functools.cache
 def composition_descriptor_names() -> tuple[str, ...]:
     """Names of the descriptors, in the order of ``composition_descriptors``."""
-    statistics = ("least", "most", "range", "mean", "deviation", "mode")
-    names = [f"{name}, {statistic}" for name in property_names() for statistic in statistics]
+    names = [statistic.format(WORDS[name]) for name in property_names() for statistic in STATISTICS]
     names += ["elements", *(f"{p}-norm of the fractions" for p in NORMS)]
     names += [f"share of {name[1]} among valence electrons" for name in VALENCE]
-    return (*names, "ionic character, most", "ionic character, mean")
+    return (*names, "largest ionic character", "mean ionic character")
 
 
 def composition_descriptors(

@@ -29,12 +29,12 @@ def test_every_feature_has_a_name_of_its_own_that_stands_at_its_place():
     assert len(set(feature_names())) == 402
     found = dict(zip(feature_names(), crystal_features(crystal_arrays(structure)), strict=True))
     expected = {
-        ("composition", "Electronegativity, mean"): (0.93 + 3.16) / 2,
-        ("composition", "MeltingT, least"): 171.6,
+        ("composition", "mean electronegativity"): (0.93 + 3.16) / 2,
+        ("composition", "least melting temperature"): 171.6,
         ("composition", "elements"): 2,
         ("composition", "2-norm of the fractions"): 0.5**0.5,
         ("composition", "share of p among valence electrons"): 5 / 8,
-        ("composition", "ionic character, most"): 1 - np.exp(-(2.23**2) / 4),
+        ("composition", "largest ionic character"): 1 - np.exp(-(2.23**2) / 4),
         ("element", "fraction of Cl"): 0.5,
         ("element", "fraction of Fe"): 0,
         ("structure", "space group"): 225,
