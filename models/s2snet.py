@@ -1,16 +1,15 @@
 """S2SNet: from a crystal structure to the probability of superconductivity (Liu et al., "S2SNet", arXiv:2306.16270).
 
 Two readings by name in ``CONFIGS``. ``paper`` follows the paper as printed: distance from the centre of the cell as
-position, attention within 2 angstrom, Set2Set, cell lengths. ``s2snet``, the smaller ``starter`` and the slower
-``best`` are ours; they differ where the paper's choice depends on the description of the crystal instead of the
-crystal:
+position, attention within 2 angstrom, Set2Set, cell lengths. ``s2snet`` and the smaller ``starter`` are ours; they
+differ where the paper's choice depends on the description of the crystal instead of the crystal:
 
 - positions: how many atoms stand at each distance from an atom, periodic images included, instead of the distance
   from the centre of an arbitrary cell;
 - attention: over all periodic images within a cutoff, one softmax over images (their logarithmic sum is the bias of a
   pair of atoms, as in Crystalformer, Taniai et al., ICLR 2024), instead of a bare mask;
-- elements: a map of their Magpie properties instead of a learned embedding, which few crystals cannot teach (``best``
-  adds one and pre-trains it), and Magpie's composition descriptors at the head;
+- elements: a map of their Magpie properties instead of a learned embedding, which few crystals cannot teach, and
+  Magpie's composition descriptors at the head;
 - lattice: volume per atom instead of the lengths of the chosen cell vectors.
 
 So ours give the same answer for any choice of origin, orientation, cell vectors, supercell and order of the atoms.
@@ -368,21 +367,16 @@ _TINY = _STARTER.model_copy(update={"width": 8, "heads": 2, "layers": 1, "feed_f
 _OUR_RECIPE = Recipe(batch_size=16, learning_rate=1e-3, weight_decay=0.1, schedule="cosine", warmup=0.05, clip=1.0)
 _PAPER_RECIPE = Recipe(epochs=50, batch_size=8, learning_rate=2.5e-4, weight_decay=0.0)
 
-_OURS = NamedConfig(
-    _STARTER.model_copy(update={"width": 64, "feed_forward": 128}),
-    pretraining=None,
-    finetuning=_OUR_RECIPE.model_copy(update={"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.95}),
-    freeze=False,
-    trees=True,
-)
-
 CONFIGS = {
     "paper": NamedConfig(_PAPER, pretraining=_PAPER_RECIPE, finetuning=_PAPER_RECIPE, freeze=True),
-    "s2snet": _OURS,
-    "best": _OURS._replace(
-        network=_OURS.network.model_copy(update={"radius": 6.0, "reach": 6.0, "elements": "both"}),
-        pretraining=_OURS.finetuning.model_copy(update={"epochs": 15}),
-        masking="element",
+    "s2snet": NamedConfig(
+        _STARTER.model_copy(update={"width": 64, "feed_forward": 128}),
+        pretraining=None,
+        finetuning=_OUR_RECIPE.model_copy(
+            update={"epochs": 20, "batch_size": 64, "learning_rate": 2e-3, "average": 0.95}
+        ),
+        freeze=False,
+        trees=True,
     ),
     "starter": NamedConfig(
         _STARTER,

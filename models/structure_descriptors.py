@@ -12,7 +12,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from models.composition_descriptors import element_properties, property_names
+from models.composition_descriptors import WORDS, element_properties, property_names
 from models.crystals import CrystalArrays
 
 SYMPREC = 0.05  # angstrom; tolerance of the symmetry
@@ -45,17 +45,18 @@ def structure_descriptors(crystal: CrystalArrays) -> np.ndarray:
 @functools.cache
 def descriptor_names() -> tuple[str, ...]:
     """Names of the descriptors."""
-    names = ["ln sites", "ln operations", "space group", "crystal system", "centre", "ln orbits", "orbits a site",
-             "orbits an element", "shortest cell vector", "middle cell vector", "longest cell vector",
-             "longest by shortest"]  # fmt: skip
-    names += ["volume an atom", "density", "share of spheres", "volume by elements"]
-    names += [f"{what} {s}" for what in ("nearest", "nearest by radii") for s in ("mean", "deviation", "least", "most")]
-    for what in ("coordination", *(f"{way} {name}" for name in LOCAL for way in ("difference of", "mean of"))):
-        names += [f"{what} {statistic}" for statistic in ("mean", "deviation", "least", "most")]
+    names = ["ln(sites)", "ln(symmetry operations)", "space group", "crystal system", "centre of inversion",
+             "ln(orbits)", "orbits a site", "orbits an element", "shortest cell vector", "middle cell vector",
+             "longest cell vector", "longest by shortest cell vector"]  # fmt: skip
+    names += ["volume an atom", "density", "share of spheres", "volume by that of the elements"]
+    sites = [f"distance to the nearest neighbour{by}" for by in ("", " by radii")] + ["coordination number"]
+    for name in LOCAL:
+        sites += [f"difference of {WORDS[name]} to neighbours", f"{WORDS[name]} of neighbours"]
+    names += [f"{statistic} {what}" for what in sites for statistic in ("mean", "deviation of", "least", "largest")]
     pairs = list(combinations_with_replacement(KINDS, 2))
     names += [f"bonds {one} - {other}" for one, other in pairs]
-    names += [f"coordination of {kind}" for kind in KINDS] + [f"nearest of own kind {kind}" for kind in KINDS]
-    names += [f"{end} dimension at {factor}" for factor in BONDED for end in ("least", "most")]
+    names += [f"coordination of {kind}" for kind in KINDS] + [f"nearest {kind} to {kind}" for kind in KINDS]
+    names += [f"{end} dimension, bonds up to {factor} radii" for factor in BONDED for end in ("least", "largest")]
     return tuple(names)
 
 

@@ -291,8 +291,8 @@ class S2SNetTrainingSettings(NetworkSettings):
 
     config: str = Field(
         "starter",
-        description="Named network and recipe: starter, s2snet, best or paper; tiny for tests",
-        json_schema_extra={"enum": ["starter", "s2snet", "best", "paper", "tiny"]},
+        description="Named network and recipe: starter, s2snet or paper; tiny for tests",
+        json_schema_extra={"enum": ["starter", "s2snet", "paper", "tiny"]},
     )
     devices: int = Field(1, ge=1, description="GPUs (or processes of a CPU) that share each training")
     pretrained: str | None = Field(
@@ -322,7 +322,7 @@ class S2SNetTrainingSettings(NetworkSettings):
 class S2SNetPretrainingSettings(StepSettings):
     """Pre-training of S2SNet on all ordered crystals, measured or not: hidden elements are guessed."""
 
-    config: str = Field("starter", description="Named network and recipe: starter, s2snet, best, paper or tiny")
+    config: str = Field("starter", description="Named network and recipe: starter, s2snet, paper or tiny")
     epochs: int | None = Field(None, ge=1, description="Overrides the recipe's epochs")
     masking: Literal["atoms", "element"] = Field(
         "atoms", description="Hidden: 15 % of the atoms (with their equal ones), or all atoms of one element"

@@ -68,6 +68,7 @@ class Trees:
 PLAIN = {"pretraining": None}
 BEFORE = {"epochs": 20, "batch_size": 32, "learning_rate": 1e-3, "average": None}
 PRETRAINED = {"pretraining": {"epochs": 15}}
+TOGETHER = PRETRAINED | {"masking": "element", "network": {"radius": 6.0, "reach": 6.0, "elements": "both"}}
 RECIPES: dict[str, Tried | Trees] = {
     "trees alone": Trees(),
     "trees with reports": Trees(doped=DOPED),
@@ -94,8 +95,8 @@ RECIPES: dict[str, Tried | Trees] = {
     "pre-trained on more, elements hidden whole": Tried(changes=PRETRAINED | {"masking": "element"}, wider=True),
     "three networks": Tried(networks=3),
     "ten networks": Tried(networks=10),
-    "best": Tried("best"),
-    "best, three networks": Tried("best", networks=3),
+    "together": Tried(changes=TOGETHER),
+    "together, three networks": Tried(changes=TOGETHER, networks=3),
     "positive-unlabelled, 5 per cent": Tried(positive_share=0.05),
 }
 Answers = dict[str, np.ndarray]  # probabilities by name of the model

@@ -30,12 +30,12 @@ def test_cell_origin_orientation_and_order_change_nothing(name):
 
 def test_magnesium_diboride_is_told_as_it_is():
     found = described(EXAMPLES["MgB2"]())
-    assert np.exp(found["ln sites"]) == pytest.approx(3)
-    assert (found["space group"], found["crystal system"], found["centre"]) == (191, 6, 1)
+    assert np.exp(found["ln(sites)"]) == pytest.approx(3)
+    assert (found["space group"], found["crystal system"], found["centre of inversion"]) == (191, 6, 1)
     assert np.exp(found["ln operations"]) == pytest.approx(24)
     assert found["density"] == pytest.approx(2.63, abs=0.03)
-    assert found["nearest least"] == pytest.approx(1.78, abs=0.01)
-    assert found["nearest of own kind metalloid"] == pytest.approx(1.78, abs=0.01)
+    assert found["least distance to the nearest neighbour"] == pytest.approx(1.78, abs=0.01)
+    assert found["nearest metalloid to metalloid"] == pytest.approx(1.78, abs=0.01)
     assert np.isnan(found["coordination of oxygen"])
     assert sum(value for key, value in found.items() if key.startswith("bonds ")) == pytest.approx(1)
 
@@ -55,4 +55,8 @@ DIMENSIONS = {
 @pytest.mark.parametrize(("make", "dimension"), DIMENSIONS.values(), ids=DIMENSIONS)
 def test_dimension_of_the_network_of_bonds(make, dimension):
     found = described(make())
-    assert found["most dimension at 1.15"] == found["least dimension at 1.15"] == dimension
+    assert (
+        found["largest dimension, bonds up to 1.15 radii"]
+        == found["least dimension, bonds up to 1.15 radii"]
+        == dimension
+    )

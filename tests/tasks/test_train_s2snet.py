@@ -294,7 +294,7 @@ def test_too_few_of_a_class_says_what_is_needed(tmp_path, rows):
 
 
 def test_an_unknown_configuration_names_the_known_ones():
-    with pytest.raises(InputError, match="'large'; choose one of best, paper, s2snet, starter, tiny"):
+    with pytest.raises(InputError, match="'large'; choose one of paper, s2snet, starter, tiny"):
         choose_network(SETTINGS.model_copy(update={"config": "large"}))
 
 
