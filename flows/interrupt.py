@@ -1,8 +1,9 @@
-"""Ctrl-C: stop at once, leave nothing running, say how to go on."""
+"""Ctrl-C and SIGTERM: stop at once, leave nothing running, say how to go on."""
 
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import psutil
 from flows.runs import mark_cancelled_runs
 from flows.server import Server
 
+Stop = Callable[[int, FrameType | None], None]  # a handler of signals
 GO_ON = "meissner: stopped. What is finished is kept; run the same command again to go on.\n"
 
 
@@ -28,14 +30,42 @@ def stop_on_interrupt(server: Server | None = None, close_display: Callable[[], 
     stop = _stopper(server, close_display)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with _heard_by_a_thread(stop):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _stopper(server: Server | None, close_display: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
+@contextlib.contextmanager
+def _heard_by_a_thread(stop: Stop) -> Iterator[None]:
+    """Call ``stop`` on SIGTERM even while a flow runs: Prefect then has a handler of its own, which waits for tasks."""
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := ear.recv(1):
+            if number[0] == signal.SIGTERM:
+                stop(signal.SIGTERM, None)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()
+        thread.join()
+        ear.close()
+
+
+def _stopper(server: Server | None, close_display: Callable[[], None]) -> Stop:
+    once = threading.Lock()
+
     def stop(number: int, _frame: FrameType | None) -> None:
+        if not once.acquire(blocking=False):
+            return
         close_display()
         sys.stderr.write(GO_ON)
         sys.stderr.flush()

@@ -128,7 +128,7 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
     others = [GREEN, PURPLE, ORANGE, SKY, BLUE, YELLOW, QUIET, INK]
     with mpl.rc_context(STYLE):
         rows = max((len(models) for models in panels.values()), default=0)
-        figure = Figure(figsize=(4.1 * len(panels), 4.3 + 0.17 * rows), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(panels), 4.9 + 0.18 * rows), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
@@ -149,7 +149,7 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
                 )
             axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
             if len(axis.lines) > 1:
-                below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.16), "frameon": False}
+                below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
                 axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, **below)
         axes[0].set_ylabel("true positive rate")
         return figure

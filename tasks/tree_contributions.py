@@ -74,7 +74,8 @@ def tree_figure(table: Sequence[Mapping[str, Any]], expected: float, share: floa
         whole = expected + sum(row["contribution"] for row in table)
         axis.set_xlabel(
             f"added to the logit, before calibration; share of the trees: {100 * share:.0f} %\n"
-            f"(from {expected:+.2f}, without the crystal, to {whole:+.2f})"
+            f"(from {expected:+.2f}, without the crystal, to {whole:+.2f})",
+            loc="right",
         )
         figure.suptitle(f"What the trees go by in {formula}", x=0.01, ha="left", fontsize=10.5, weight="bold")
         return figure
