@@ -39,7 +39,11 @@ def stop_on_interrupt(server: Server | None = None, close_display: Callable[[], 
 
 @contextlib.contextmanager
 def _heard_by_a_thread(stop: Stop) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM even while a flow runs: Prefect then has a handler of its own, which waits for tasks."""
+    """Call ``stop`` on SIGTERM even while a flow runs: Prefect then has a handler of its own, which waits for tasks.
+
+    A process that is forked inside must not keep Python's handlers: a SIGTERM to it would be heard here. Ours are
+    spawned.
+    """
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
     before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -66,18 +70,21 @@ def _stopper(server: Server | None, close_display: Callable[[], None]) -> Stop:
     def stop(number: int, _frame: FrameType | None) -> None:
         if not once.acquire(blocking=False):
             return
-        close_display()
-        sys.stderr.write(GO_ON)
-        sys.stderr.flush()
-        if server:
-            # In a thread and waited for briefly: a server that hangs must not keep a person waiting.
-            teller = threading.Thread(target=_tell, args=(server,), daemon=True)
-            teller.start()
-            teller.join(timeout=2)
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        os._exit(128 + number)
+        try:
+            with contextlib.suppress(Exception):
+                close_display()
+            sys.stderr.write(GO_ON)
+            sys.stderr.flush()
+            if server:
+                # In a thread and waited for briefly: a server that hangs must not keep a person waiting.
+                teller = threading.Thread(target=_tell, args=(server,), daemon=True)
+                teller.start()
+                teller.join(timeout=2)
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        finally:
+            os._exit(128 + number)
 
     return stop
 

@@ -131,6 +131,7 @@ def fit_trees(
     seed: int,
     positive_share: float | None = None,
     reports: Reports | None = None,
+    measured: np.ndarray | None = None,
 ) -> CrystalTrees:
     """Trees that learn from n crystals.
 
@@ -147,12 +148,14 @@ def fit_trees(
     reports
         Superconductors that were reported, with a crystal or without; none of a crystal that the trees are judged on,
         nor of its relatives (``Reports.apart_from``).
+    measured
+        (n, 239 or more) ``composition_features`` of what was measured on the crystals, where that differs from them.
     """
     target, weight = np.asarray(labels, dtype=np.float64), np.ones(len(labels))
     reported, seen = None, features
     if reports is not None and can_learn(reports, features, target):
         reported = fit_reported(reports, features[target == 0], seed)
-        seen = np.column_stack([features, held_out_logits(reports, features, target, seed)])
+        seen = np.column_stack([features, held_out_logits(reports, features, target, seed, measured)])
     rows = np.arange(len(labels))
     if positive_share:
         share = _hidden_positives(seen, target, seed, positive_share)

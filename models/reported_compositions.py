@@ -20,6 +20,7 @@ from models.composition_descriptors import descriptor_count, element_properties,
 from models.crystals import ELEMENTS
 
 DOPED = 0.1  # share of the atoms in which a doped form may differ from its parent
+ROUNDING = 1e-5  # of fractions in single precision: exactly a tenth is within a tenth
 PARTS = 5  # of the training crystals, each asked by a model that has not seen it
 ROUNDS = 300
 PARAMETERS = {"num_leaves": 63, "learning_rate": 0.08}
@@ -64,7 +65,7 @@ class Reports:
         nearest = [
             cdist(part, theirs, "cityblock").min(axis=1) for part in np.array_split(own, len(own) // AT_ONCE + 1)
         ]
-        return self.where(~same & (np.concatenate(nearest) / 2 > DOPED))
+        return self.where(~same & (np.concatenate(nearest) / 2 > DOPED + ROUNDING))
 
 
 def reports_of(
@@ -92,7 +93,7 @@ def fractions_of(features: np.ndarray) -> np.ndarray:
 
 
 def chemical_systems(features: np.ndarray) -> np.ndarray:
-    """(n,) a number for each set of elements, of (n, 239 or more) features; equal sets have equal ones everywhere."""
+    """(n,) a key of the set of elements of (n, 239 or more) features, equal for equal sets everywhere."""
     present = np.packbits(fractions_of(features) > 0, axis=1)
     return np.array([row.tobytes().hex() for row in present])
 
@@ -104,9 +105,9 @@ def system_weights(features: np.ndarray) -> np.ndarray:
 
 
 def fit_reported(reports: Reports, others: np.ndarray, seed: int) -> str:
-    """LightGBM's text of a model that tells reports from (m, 239 or more) features of crystals not known to be one.
+    """LightGBM's text of a model that tells reports from crystals that are not known to superconduct.
 
-    Both sides weigh the same, and reports by their ``system_weights``.
+    The others come as (m, 239 or more) features. Both sides weigh the same, and reports by their ``system_weights``.
     """
     width = reports.compositions.shape[1]
     weight = system_weights(reports.compositions)
@@ -127,19 +128,27 @@ def ask_reported(model: str, features: np.ndarray) -> np.ndarray:
     return predict_logits(model, features[:, : descriptor_count() + ELEMENTS])
 
 
-def held_out_logits(reports: Reports, features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) logits of crystals that are learnt from, each by a model that has not seen it nor its relatives.
+def held_out_logits(
+    reports: Reports, features: np.ndarray, labels: np.ndarray, seed: int, measured: np.ndarray | None = None
+) -> np.ndarray:
+    """(n,) logits of crystals that are learnt from, each by a model that has seen neither it nor reports of relatives.
+
+    0, which says nothing, where no report or no other crystal is left to learn from.
 
     Parameters
     ----------
     features, labels
         (n, 239 or more) features, and 0 or 1; see `can_learn` for what must be there.
+    measured
+        (n, 239 or more) features of the compositions that were measured, where these differ from the crystals'.
     """
     systems, found = chemical_systems(features), np.zeros(len(labels))
     parts = min(PARTS, len(np.unique(systems)), np.bincount(labels.astype(np.int64)).max())
     for train, test in StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(features, labels, systems):
         others = features[train[labels[train] == 0]]
         apart = reports.apart_from(features[test])
+        if measured is not None:
+            apart = apart.apart_from(measured[test])
         if len(others) and len(apart):
             found[test] = ask_reported(fit_reported(apart, others, seed), features[test])
     return found

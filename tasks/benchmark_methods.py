@@ -144,6 +144,8 @@ def choose_methods(settings: BenchmarkSettings, energies: bool = False) -> list[
     known = list_methods(settings, energies)
     names = [name for method in known for name in (method.name, method.family)]
     for name in settings.methods:
+        if name not in names and name in {method.name for method in _with_reports()}:
+            raise InputError(f"--methods {name} needs a table of reports: give it with --reports")
         if name not in names:
             raise InputError(f"--methods {name!r} is not one of {', '.join(dict.fromkeys(names))}")
     wanted = {*(settings.methods or names), BASELINES}
@@ -219,6 +221,7 @@ def describe_method(method: Method, settings: BenchmarkSettings) -> dict[str, An
         "rounds": reported_compositions.ROUNDS,
         "parameters": boosting.PARAMETERS | reported_compositions.PARAMETERS,
         "doped": reported_compositions.DOPED,
+        "parts": reported_compositions.PARTS,
     }
     if method.family in {"trees", "reports"}:
         found = {"trees": trees} if method.family == "trees" else {}

@@ -168,7 +168,7 @@ def _notes(
         told = "; ".join(f"{split}: {min(counts)} to {max(counts)}" for split, counts in seen.items())
         source = f" with {settings.unlabelled}" if settings.unlabelled else ""
         lines.append(f"\nPre-training sees {told} crystals a fold{source}; none has the composition of a held-out one.")
-    if settings.reports:
+    if any(method.reports for method in methods):
         lines.append(
             f"\n'With reports': the trees also know the superconductors of {settings.reports}, without those of a "
             "chemical system that is held out, and without their doped forms (a tenth of the atoms exchanged at most)."

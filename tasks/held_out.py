@@ -20,6 +20,11 @@ TC = "tc_predicted_kelvin"
 VALUES = {"bnas": TC, "s2snet": "probability"}
 
 
+def reports_file(network: str, version: str) -> str:
+    """Where a model names the compositions of the reports without a crystal that it has learnt from, if it has."""
+    return f"{model_folder(network, version)}/reports.json"
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Out-of-fold predictions of one network.
@@ -35,7 +40,8 @@ class HeldOut:
     trained
         Every material that stood in the training data.
     compositions
-        Their compositions, as ``composition_key`` spells them.
+        Their compositions, and those of reports that were learnt from without a crystal, as ``composition_key`` spells
+        them.
     """
 
     split: str | None
@@ -76,7 +82,10 @@ def read_held_out(workspace: Workspace, network: str, version: str | None = None
     split = next((split for split in HONEST_SPLITS if split in set(table["split"].to_pylist())), None)
     chosen = table.filter(pc.equal(table["split"], split)) if split else table.slice(0, 0)
     trained = frozenset(folds["material_id"].to_pylist())
-    compositions = frozenset(map(composition_key, set(table["formula"].to_pylist())))
+    formulas = set(table["formula"].to_pylist())
+    if workspace.exists(reports := reports_file(network, version)):
+        formulas |= set(workspace.read_json(reports))
+    compositions = frozenset(map(composition_key, formulas))
     values, tc_kelvin = _mean_by_material(chosen, VALUES[network]), _mean_by_material(chosen, TC)
     return HeldOut(split, values, tc_kelvin, trained, compositions)
 

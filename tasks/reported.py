@@ -18,11 +18,21 @@ from tasks.supercon import read_reports
 from tasks.workspace import Workspace
 
 
-def as_reports(table: pa.Table) -> Reports:
+def _usable(table: pa.Table) -> pa.Table:
     """The superconductors of a table (SUPERCONDUCTORS), those of elements beyond Am left out."""
     found = table.filter(pc.greater(table["tc_kelvin"], 0))
     kept = [max(e.Z for e in Composition(formula).elements) <= ELEMENTS for formula in found["formula"].to_pylist()]
-    found = found.filter(pa.array(kept, pa.bool_()))
+    return found.filter(pa.array(kept, pa.bool_()))
+
+
+def learnt_formulas(workspace: Workspace) -> list[str]:
+    """The compositions of the reports that the networks of the ensemble learn from."""
+    return list(_usable(workspace.read_table(OUTPUT))["formula"].to_pylist())
+
+
+def as_reports(table: pa.Table) -> Reports:
+    """The superconductors of a table (SUPERCONDUCTORS), those of elements beyond Am left out."""
+    found = _usable(table)
     return reports_of(*(found[name].to_pylist() for name in ("formula", "family", "year_first")))
 
 

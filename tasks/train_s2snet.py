@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from models.baselines import classification_baselines, regression_baselines
 from models.crystal_trees import crystal_features, fit_trees
 from models.crystals import crystal_arrays
-from models.reported_compositions import Reports
+from models.reported_compositions import Reports, composition_features
 from models.s2snet import S2SNetConfig
 from models.s2snet_training import predict_answers, remove_checkpoints, train_network
 from models.splits import Fold
@@ -29,10 +29,11 @@ from models.training import one_thread
 from tasks.bnas_data import Part
 from tasks.epochs import counted_epochs
 from tasks.folds import cross_validations
+from tasks.held_out import reports_file
 from tasks.leakage import audit
 from tasks.model_store import model_folder, save_model
 from tasks.progress import leave_summary
-from tasks.reported import reports_for, reports_of_workspace
+from tasks.reported import learnt_formulas, reports_for, reports_of_workspace
 from tasks.s2snet_data import (
     CODE_VERSION,
     NAME,
@@ -134,8 +135,11 @@ def train_part(url: str, settings: S2SNetTrainingSettings, plan: TrainingPlan, p
         features = _features(url, plan.data, named.network) if named.trees else None
         trees = None
         if features is not None:
-            reports = _reports(url, settings, plan, part, fold, features)
-            trees = fit_trees(features[train], labels, log_tc, seed, settings.positive_share, reports)
+            reports, measured = _reports(url, settings, plan, part, fold, features), None
+            if reports is not None:
+                formulas = crystals.measured.formulas
+                measured = composition_features([formulas[row] for row in train])
+            trees = fit_trees(features[train], labels, log_tc, seed, settings.positive_share, reports, measured)
         if fold:
             answers = predict_answers(network, [crystals.graphs[row] for row in test])
             workspace.write_table(part.file, as_answers(part.split, fold, answers, trees, features))
@@ -206,6 +210,9 @@ def gather(workspace: Workspace, settings: S2SNetTrainingSettings, plan: Trainin
         folds=as_fold_table(crystals.measured, folds),
     )
     files += copy_trees(workspace, plan) if named.trees else []
+    if settings.reports:
+        files.append(reports_file(NAME, plan.version))
+        workspace.write_json(files[-1], learnt_formulas(workspace))
     counts |= {f"{HEADLINE} {name}": round(found[NAME][HEADLINE]["value"], 3) for name, found in scores.items()}
     return StageOutcome(
         rows_in=len(crystals.graphs) + len(crystals.rejected),

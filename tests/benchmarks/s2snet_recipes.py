@@ -5,9 +5,8 @@
 
 For each recipe: the network alone, the trees alone, their blend, and what the blend adds, each calibrated and blended
 by the other folds' held-out answers, with bootstrap intervals over the crystals, and the gain over the recipe that is
-named first. Choose recipes on one ``--fold-seed``
-and tell the scores of another, so that no recipe is chosen by the folds that it is scored on. ``--output`` keeps the
-answers fold by fold, and a run that was ended goes on from them.
+named first. Choose recipes on one ``--fold-seed`` and tell the scores of another, so that no recipe is chosen by the
+folds that it is scored on. ``--output`` keeps the answers fold by fold, and a run that was ended goes on from them.
 
 ``--hide 0.5`` takes half of the superconductors of the training folds for others, and asks how well they are found
 again: by taking others at their word, and by positive-unlabelled learning with the true share.

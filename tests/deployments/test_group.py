@@ -270,7 +270,11 @@ def test_an_event_passes_through_redis_to_an_automation(group, registered):
     newest = max(runs, key=lambda run: run["created"])
     assert newest["parameters"] == {"number": 21}
     assert newest["created_by"]["type"] == "AUTOMATION"
-    told = ask(group, "api-2", "events/filter", {"filter": {"event": {"name": [EVENT]}}}).json()["events"]
+    named = {"filter": {"event": {"name": [EVENT]}}}
+    told = wait_for(  # events are stored in batches, which may be later than the run that one starts
+        lambda: ask(group, "api-2", "events/filter", named).json()["events"],
+        what=lambda: group.machine.log("services"),
+    )
     assert len(told) == 1
     streams = [key.decode() for key in redis.from_url(group.redis).keys("*")]
     assert any("events" in key for key in streams), streams

@@ -44,6 +44,20 @@ def test_a_crystals_own_system_and_its_doped_forms_are_no_reports_of_others():
     assert len(reports_of([]).apart_from(composition_features(["Nb"]))) == 0
 
 
+@pytest.mark.parametrize(
+    ("parent", "doped", "other"),
+    [
+        ("Nb", "Nb0.9Ti0.1", "Nb0.89Ti0.11"),
+        ("Mo", "Mo0.9Re0.1", "Mo0.8Re0.2"),
+        ("BaFe2As2", "Ba0.5K0.5Fe2As2", "Ba0.4K0.6Fe2As2"),
+        ("FeSe", "FeSe0.8Te0.2", "FeSe0.7Te0.3"),
+    ],
+)
+def test_exactly_a_tenth_of_the_atoms_is_a_doped_form(parent, doped, other):
+    reports = reports_of([doped, other], families=["doped", "other"])
+    assert reports.apart_from(composition_features([parent])).families.tolist() == ["other"]
+
+
 def test_reports_teach_what_kind_of_composition_superconducts(reports):
     model = fit_reported(reports, composition_features(OXIDES), seed=0)
     nitrides = ask_reported(model, composition_features(["CrFeN2", "MnCoN2", "NiCuN2"]))
@@ -64,6 +78,8 @@ def test_the_logit_of_a_training_crystal_does_not_come_from_its_own_reports():
     found = held_out_logits(own, features, labels, seed=0)
     assert (found[:2] == 0).all()  # no report is left that could teach of them
     assert (found[2:] != 0).sum() > 20
+    measured = composition_features(["NbN", "Nb2N", *["NbN0.5"] * 40])  # by what was measured, all are relatives
+    assert (held_out_logits(own, features, labels, 0, measured) == 0).all()
 
 
 def test_trees_take_what_reports_say_as_one_more_descriptor(reports):

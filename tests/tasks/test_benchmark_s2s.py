@@ -205,6 +205,8 @@ def test_reports_beside_the_crystals_are_methods_of_their_own(tmp_path, lines):
     assert "supercon.csv, without those of a chemical system that is held out" in text
     assert "| S2SNet, ours: network, trees and reports |" in text
     without = make_plan(plan.data, settings.model_copy(update={"reports": None, "methods": ("blend",)}))
+    with pytest.raises(InputError, match="reports needs a table of reports: give it with --reports"):
+        make_plan(plan.data, settings.model_copy(update={"reports": None, "methods": ("blend-reports",)}))
     names = [method.name for method in without.methods]
     assert "trees-reports" not in names
     files = {part.method.name: part.file for part in plan.parts if part.number == 0}
