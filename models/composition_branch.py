@@ -52,6 +52,6 @@ def composition_fractions(formulas: Sequence[str]) -> Tensor:
     beyond = [formula for formula, row in zip(formulas, fractions, strict=True) if row[ELEMENTS:].any()]
     if beyond:
         raise ModelInputError(
-            f"{beyond[0]!r} holds an element beyond atomic number {ELEMENTS}, which BNAS does not know"
+            f"{beyond[0]!r} holds an element beyond atomic number {ELEMENTS}, which the networks do not know"
         )
     return torch.from_numpy(fractions[:, :ELEMENTS].astype(np.float32))

@@ -18,6 +18,7 @@ from models.boosting import predict_logits, train_boosting
 from models.composition_branch import composition_fractions
 from models.composition_descriptors import descriptor_count, element_properties, fraction_descriptors
 from models.crystals import ELEMENTS
+from models.exceptions import ModelInputError
 
 DOPED = 0.1  # share of the atoms in which a doped form may differ from its parent
 ROUNDING = 1e-5  # of fractions in single precision: exactly a tenth is within a tenth
@@ -36,7 +37,7 @@ class Reports:
     compositions
         (n, 239) float64: 144 descriptors, and the fractions of the elements, as `crystal_features` begins.
     families
-        Family of each.
+        (n,) family of each, empty where it is not given.
     years
         (n,) year of the first report, NaN where unknown.
     """
@@ -108,7 +109,17 @@ def fit_reported(reports: Reports, others: np.ndarray, seed: int) -> str:
     """LightGBM's text of a model that tells reports from crystals that are not known to superconduct.
 
     The others come as (m, 239 or more) features. Both sides weigh the same, and reports by their ``system_weights``.
+
+    Raises
+    ------
+    ModelInputError
+        If there is no report, or no other crystal.
     """
+    if not len(reports) or not len(others):
+        raise ModelInputError(
+            f"Nothing can be learnt from {len(reports)} reports of superconductors beside {len(others)} other "
+            "crystals; reports of a held-out chemical system and its doped forms do not count"
+        )
     width = reports.compositions.shape[1]
     weight = system_weights(reports.compositions)
     weight *= len(others) / weight.sum()
@@ -154,8 +165,8 @@ def held_out_logits(
     return found
 
 
-def can_learn(reports: Reports | None, features: np.ndarray, labels: np.ndarray) -> bool:
+def can_learn(reports: Reports, features: np.ndarray, labels: np.ndarray) -> bool:
     """Whether n crystals can learn from reports: there are some, both classes, two of one of them, and two systems."""
     classes = np.bincount(np.asarray(labels, dtype=np.int64), minlength=2)
     several = len(np.unique(chemical_systems(features))) > 1 and classes.min() > 0 and classes.max() > 1
-    return reports is not None and len(reports) > 0 and bool(several)
+    return len(reports) > 0 and bool(several)

@@ -42,6 +42,11 @@ class HiddenElements:
         return [(batch.to(device), targets.to(device)) for batch, targets in parts]
 
 
+def can_hide(crystal: CrystalGraph, masking: Masking) -> bool:
+    """Whether an element of a crystal can be hidden while another atom, or element, stays visible."""
+    return len(crystal) > 1 if masking == "atoms" else len(np.unique(crystal.arrays.atomic_numbers)) > 1
+
+
 def mask_atoms(
     batch: CrystalBatch, generator: torch.Generator, fraction: float = 0.15, at_least: int = 2
 ) -> tuple[CrystalBatch, Tensor]:

@@ -69,10 +69,8 @@ class BenchmarkPlan(BaseModel):
         return _read_more(source, self.unlabelled_hash, self.settings.disorder) if source else None
 
     def read_reports(self) -> Reports:
-        """Reports beside the crystals, read once a process."""
-        if not self.settings.reports:
-            raise InputError("The benchmark was planned without a table of reports")
-        return reports_of_file(self.settings.reports, self.reports_hash)
+        """Reports beside the crystals, for methods that learn from them; read once a process."""
+        return reports_of_file(self.settings.reports or "", self.reports_hash)
 
     def fold(self, part: BenchmarkPart) -> Fold:
         """The fold of a part."""

@@ -12,9 +12,8 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 
-from models.crystals import CrystalGraph
 from models.s2snet import S2SNetConfig
-from models.s2snet_pretraining import HiddenElements, Masking, masked_accuracy, pretrain, trunk_state
+from models.s2snet_pretraining import HiddenElements, can_hide, masked_accuracy, pretrain, trunk_state
 from models.training import Recipe, one_thread, resolve_device
 from tasks.exceptions import InputError
 from tasks.logs import log_event
@@ -59,7 +58,7 @@ def make_plan(crystals: Crystals, settings: S2SNetPretrainingSettings) -> Pretra
     resolve_device(settings.device)
     config, recipe = choose_pretraining(settings)
     _, aside = divide(crystals, settings)
-    if not any(_can_hide(crystals.graphs[row], settings.masking) for row in aside):
+    if not any(can_hide(crystals.graphs[row], settings.masking) for row in aside):
         raise InputError(
             f"In none of the {len(aside)} held-out crystals an element can be hidden beside another: each has one atom "
             "or element. Choose another --seed, or hold out a larger share (s2snet_pretraining.held_out)"
@@ -70,11 +69,6 @@ def make_plan(crystals: Crystals, settings: S2SNetPretrainingSettings) -> Pretra
         data=data, config=asked | {"held_out": settings.held_out}, seed=settings.seed, code_version=CODE_VERSION
     )
     return PretrainingPlan(version=version, data=data, config=config, recipe=recipe)
-
-
-def _can_hide(crystal: CrystalGraph, masking: Masking) -> bool:
-    """Whether an element of a crystal can be hidden, and another one stays visible."""
-    return len(crystal) > 1 if masking == "atoms" else len(np.unique(crystal.arrays.atomic_numbers)) > 1
 
 
 def divide(crystals: Crystals, settings: S2SNetPretrainingSettings) -> tuple[np.ndarray, np.ndarray]:

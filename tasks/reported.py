@@ -65,7 +65,7 @@ def reports_for(
     features
         (crystals, 402) of ``crystal_features``.
     measured
-        What was measured on the crystals: needed by the splits ``family`` and ``year``.
+        What was measured on the crystals, where that may differ from them; needed by ``family`` and ``year``.
     """
     apart = reports.apart_from(features[fold.test])
     if measured is None:

@@ -6,7 +6,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from models.applicability import TrainingDistance
-from models.crystal_trees import CrystalTrees, crystal_features
+from models.crystal_trees import REPORTED, CrystalTrees, attribute_trees, crystal_features
 from models.crystals import crystal_arrays, graph
 from models.exceptions import CheckpointError, ModelInputError
 from models.s2snet import CONFIGS, S2SNet
@@ -332,6 +332,9 @@ def test_trees_learn_from_reports_without_a_crystal_where_that_is_asked_for(trai
     assert load_s2snet(trained[0]).trees[0].reported is None
     titanium_nitride = cubic("face", ("Ti", "N"), 4.24)
     assert 0 < ensemble.predict([titanium_nitride]).probability[0] < 1
+    contributions = attribute_trees(ensemble.trees, crystal_features(crystal_arrays(titanium_nitride)), 1.0)
+    assert contributions.names[-1] == REPORTED
+    assert len(contributions.names) == len(contributions.features) == len(contributions.contributions) == 403
     known, unknown = (read_held_out(workspace, "s2snet", plan.version).origin(None, f) for f in ("Nb3Ge", "TiN"))
     assert (known, unknown) == ("in-sample", "ensemble")
 
