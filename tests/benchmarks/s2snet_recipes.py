@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import logit
+from sklearn.ensemble import ExtraTreesClassifier
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -59,9 +61,15 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True)
 class Trees:
-    """The trees alone, with the reports of ``--reports`` or without; ``doped``: which reports are relatives."""
+    """The trees alone, or with something more.
+
+    ``doped``: with the reports of ``--reports``, and which of these are relatives. ``more``: with the descriptors of
+    ``--descriptors``. ``randomised``: the mean of their logits and those of extremely randomised trees.
+    """
 
     doped: float | None = None
+    more: bool = False
+    randomised: bool = False
 
 
 PLAIN = {"pretraining": None}
@@ -73,6 +81,8 @@ RECIPES: dict[str, Tried | Trees] = {
     "trees with reports": Trees(doped=DOPED),
     "trees with reports, doped forms too": Trees(doped=0.0),
     "trees with reports, farther from the held-out": Trees(doped=2 * DOPED),
+    "trees with more descriptors": Trees(more=True),
+    "trees and extremely randomised ones": Trees(randomised=True),
     "s2snet": Tried(),
     "starter": Tried("starter"),
     "starter, not pre-trained": Tried("starter", PLAIN),
@@ -151,9 +161,17 @@ def networks(
     return fit
 
 
-def trees(recipe: Trees, data: CrystalDataset, share: float | None = None, reports: Reports | None = None) -> Fit:
-    """Gradient boosting on the crystals' descriptors."""
+def trees(
+    recipe: Trees,
+    data: CrystalDataset,
+    share: float | None = None,
+    reports: Reports | None = None,
+    more: np.ndarray | None = None,
+) -> Fit:
+    """Gradient boosting on the crystals' descriptors, and ``more`` of them, (crystals, any)."""
     features = np.array([crystal_features(crystal) for crystal in data.crystals])
+    if recipe.more and more is not None:
+        features = np.column_stack([features, more])
 
     def fit(labels: np.ndarray, fold: Fold, seed: int) -> np.ndarray:
         unknown = np.full(len(fold.train), np.nan)
@@ -162,7 +180,12 @@ def trees(recipe: Trees, data: CrystalDataset, share: float | None = None, repor
             reported_compositions.DOPED = recipe.doped
             apart = reports.apart_from(features[fold.test])
         found = fit_trees(features[fold.train], labels[fold.train], unknown, seed, share, apart)
-        return found.logits(features[fold.test])
+        logits = found.logits(features[fold.test])
+        if not recipe.randomised:
+            return logits
+        forest = ExtraTreesClassifier(600, max_features=0.2, random_state=seed)
+        chances = forest.fit(features[fold.train], labels[fold.train]).predict_proba(features[fold.test])[:, 1]
+        return (logits + logit(np.clip(chances, 1e-3, 1 - 1e-3))) / 2
 
     return fit
 
@@ -231,6 +254,7 @@ def main() -> None:
     parser.add_argument("--hide", type=float, default=0.0, help="Share of the superconductors taken for others")
     parser.add_argument("--unlabelled", help="Crystals of any form that the recipes 'on more' are pre-trained on, too")
     parser.add_argument("--reports", help="Table of reports, as `meissner refresh --supercon` reads it")
+    parser.add_argument("--descriptors", type=Path, help="What learned_descriptors.py wrote: a row a crystal")
     parser.add_argument("--output", type=Path, help="Folder for the held-out logits")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -242,6 +266,11 @@ def main() -> None:
         parser.error("a recipe pre-trained on more needs --unlabelled")
     if reports is None and any(isinstance(recipe, Trees) and recipe.doped is not None for recipe in asked.values()):
         parser.error("a recipe with reports needs --reports")
+    if options.descriptors is None and any(isinstance(recipe, Trees) and recipe.more for recipe in asked.values()):
+        parser.error("a recipe with more descriptors needs --descriptors")
+    described = np.load(options.descriptors, allow_pickle=False) if options.descriptors else None
+    if described is not None and len(described) != len(data.labels):
+        parser.error(f"{options.descriptors} has {len(described)} rows for {len(data.labels)} crystals")
     folds = folds_of(data, options.split, options.fold_seed)[: options.folds]
     rows = np.sort(np.concatenate([fold.test for fold in folds]))
     names = np.empty(len(data.labels), dtype=object)
@@ -272,8 +301,9 @@ def main() -> None:
         network, boosted = None, plain
         if isinstance(recipe, Tried):
             network = answers(networks(recipe, data, more=more), data.labels, folds, file(name))[rows]
-        elif recipe.doped is not None:
-            boosted = answers(trees(recipe, data, reports=reports), data.labels, folds, file(name))
+        elif recipe != Trees():
+            kept_as = file(f"{name} of {options.descriptors.stem}" if recipe.more else name)
+            boosted = answers(trees(recipe, data, reports=reports, more=described), data.labels, folds, kept_as)
         found = compare(data.labels[rows], names[rows], network, boosted[rows], first)
         first = first or found
 
