@@ -29,6 +29,7 @@ TABLES = {  # schema to the files that hold it
     "TRIALS": "tuning/STUDY.parquet",
     "IMPORTANCE": "tuning/STUDY-importance.parquet",
     "BENCHMARK": "benchmarks/s2s/scores.parquet",
+    "BENCHMARK_RELIABILITY": "benchmarks/s2s/reliability.parquet",
     "LEAKAGE": "audit/leakage.parquet",
     "CANDIDATES": "candidates/candidates.parquet",
     "DENSITIES_BY_TC": "report/figures/dos_by_tc.parquet",

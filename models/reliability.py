@@ -19,6 +19,7 @@ from models.exceptions import ModelInputError
 MIN_SLOPE = 1e-3  # logits that order held-out materials no better than chance give the base rate for all
 BINS = 10
 TINY = 1e-12
+WILSON = 1.96  # standard deviations of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,23 @@ def reliability_curve(labels: np.ndarray, probabilities: np.ndarray, bins: int =
         }
         for number in np.unique(place)
     ]
+
+
+def calibration_error(rows: Sequence[Mapping[str, float]]) -> float:
+    """Mean distance of observed shares from predicted ones over all materials (Guo et al., ICML 2017), 0 to 1."""
+    distances = [abs(row["predicted"] - row["observed"]) for row in rows]
+    return float(np.average(distances, weights=[row["materials"] for row in rows]))
+
+
+def share_intervals(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """95 % intervals of the observed shares of a reliability curve (Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
+    found = []
+    for row in rows:
+        share, count = row["observed"], row["materials"]
+        middle = (share + WILSON**2 / (2 * count)) / (1 + WILSON**2 / count)
+        half = WILSON * np.sqrt(share * (1 - share) / count + (WILSON / (2 * count)) ** 2) / (1 + WILSON**2 / count)
+        found.append((float(middle - half), float(middle + half)))
+    return found
 
 
 def _fit_sigmoid(logits: np.ndarray, labels: np.ndarray, intercept: tuple[float | None, float | None]) -> Calibration:

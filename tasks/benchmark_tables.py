@@ -11,18 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.metrics import classification_gain, classification_scores
+from models.reliability import reliability_curve, share_intervals
 from tasks.benchmark_methods import FOREST, PUBLISHED_WIDTH, TREES, Method, main_layers
-from tasks.figures import Interval, figure_bytes, roc_figure, score_figure
+from tasks.figures import Interval, figure_bytes, reliability_figure, roc_figure, score_figure
 from tasks.progress import leave_figure, leave_table
 from tasks.report_data import SPLIT_TITLES
-from tasks.schemas import BENCHMARK
+from tasks.schemas import BENCHMARK, BENCHMARK_RELIABILITY
 from tasks.settings import BenchmarkSettings
 from tasks.workspace import Workspace
 
 OUTPUT = "benchmarks/s2s/scores.parquet"
 METHODS_FILE = "benchmarks/s2s/methods.json"
-FIGURES = ("roc", "scores")
+RELIABILITY = "benchmarks/s2s/reliability.parquet"
 MAX_CURVES = 8  # in the ROC figure: the best ones, and S2SNet
+MAX_RELIABILITY = 5  # in the figure of probabilities: the best ones, and the forest
 SCORES = ("accuracy", "roc_auc", "brier")
 
 Published = dict[str, tuple[float, float]]  # ACC, AUC in percent, by "pre-trained" or "not"
@@ -37,6 +39,10 @@ TABLE_4: dict[bool, Published] = {
     True: TABLE_2["S2SNet"],
     False: {"pre-trained": (90.41, 89.22), "not": (87.79, 86.20)},
 }
+RELIABILITY_CAPTION = (
+    "On the line, held-out probabilities mean what they say; bars are 95 % intervals. Blends are calibrated by the "
+    "other folds, all others are as trained."
+)
 NO_ENERGIES = "not possible here: no formation energies"
 
 
@@ -276,10 +282,16 @@ def _published(pair: tuple[float, float] | None) -> str:
 
 
 def write_benchmark_figures(workspace: Workspace, predictions: pa.Table, scores: pa.Table) -> list[str]:
-    """ROC curves of the best methods, and every method's AUC with its spread over the folds; gives the files."""
+    """Give the files of the figures.
+
+    ROC curves of the best methods, every method's AUC with its spread over the folds, and how far the probabilities of
+    the best mean what they say; the last with its data, of all methods.
+    """
     means = {(row["split"], row["model"]): row for row in scores.to_pylist() if row["score"] == "roc_auc"}
     panels: dict[str, dict[str, tuple[Any, Any]]] = {}
     bars: dict[str, dict[str, Interval]] = {}
+    reliable: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    rows: list[dict[str, Any]] = []
     for split in dict.fromkeys(split for split, _ in means):
         title = SPLIT_TITLES.get(split, split)
         here = predictions.filter(pc.equal(predictions["split"], split))
@@ -290,16 +302,29 @@ def write_benchmark_figures(workspace: Workspace, predictions: pa.Table, scores:
         shown += [name for name in ranked if name.startswith("S2SNet") and name not in shown][:2]
         panels[title.capitalize()] = {model: _columns(_of_model(here, model)) for model in shown}
         bars[title] = {name: _spread(means[split, name]) for name in ranked if means[split, name]["mean"] is not None}
+        curves = {model: reliability_rows(*_columns(_of_model(here, model))) for model in ranked}
+        rows += [{"split": split, "model": model, **row} for model, curve in curves.items() for row in curve]
+        best = dict.fromkeys([*ranked[: MAX_RELIABILITY - 1], FOREST])
+        reliable[title.capitalize()] = {model: curves[model] for model in best}
+    workspace.write_table(RELIABILITY, pa.Table.from_pylist(rows, schema=BENCHMARK_RELIABILITY))
     figures = {
         "roc": (roc_figure(panels, "S2SNet"), "Held-out predictions of S2SNet and the best other methods."),
         "scores": (score_figure(bars, "S2SNet", "ROC AUC"), "Mean over the folds; lines are the spread over them."),
+        "reliability": (reliability_figure(reliable), RELIABILITY_CAPTION),
     }
-    files = []
+    files = [RELIABILITY]
     for name, (figure, caption) in figures.items():
         files.append(f"benchmarks/s2s/{name}.svg")
         workspace.write_bytes(files[-1], figure_bytes(figure))
         leave_figure(f"benchmark-s2s-{name}", figure_bytes(figure, "png"), f"S2S benchmark: {caption}")
     return files
+
+
+def reliability_rows(labels: np.ndarray, probabilities: np.ndarray) -> list[dict[str, float]]:
+    """A reliability curve with the ends ``low`` and ``high`` of the 95 % intervals of its shares."""
+    curve = reliability_curve(labels, probabilities)
+    ends = share_intervals(curve)
+    return [{**row, "low": low, "high": high} for row, (low, high) in zip(curve, ends, strict=True)]
 
 
 def _spread(row: Mapping[str, Any]) -> Interval:

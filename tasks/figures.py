@@ -20,6 +20,8 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
 from pymatgen.core import Element
 
+from models.reliability import calibration_error
+
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
     "#0072B2",
     "#E69F00",
@@ -125,14 +127,13 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
     """
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    others = [GREEN, PURPLE, ORANGE, SKY, BLUE, YELLOW, QUIET, INK]
+    colours = _colours(panels, network)
     with mpl.rc_context(STYLE):
         rows = max((len(models) for models in panels.values()), default=0)
-        figure = Figure(figsize=(4.1 * len(panels), 4.9 + 0.18 * rows), layout="constrained")
+        figure = Figure(figsize=(4.1 * len(panels), 4.6 + 0.18 * rows), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
-            colours = iter(others * 3)
             for model, (label, probability) in sorted(models.items(), key=lambda item: item[0] != network):
                 if len(np.unique(label)) < 2:
                     continue
@@ -143,11 +144,11 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
                     false,
                     true,
                     label=f"{model}: {area:.3f}",
-                    color=VERMILION if own else next(colours),
+                    color=colours[model],
                     linewidth=2.2 if own else 1.0,
                     zorder=3 if own else 2,
                 )
-            axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+            axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal", anchor="S")
             if len(axis.lines) > 1:
                 below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
                 axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, **below)
@@ -329,6 +330,55 @@ def calibration_figure(
         if before:
             axis.legend(title="calibration", fontsize=8.5, title_fontsize=8.5, loc="lower right")
         return figure
+
+
+def reliability_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Figure:
+    """Observed shares against predicted probabilities of several models, a panel for each split.
+
+    Parameters
+    ----------
+    panels
+        By split and model, the rows of a reliability curve: ``predicted``, ``observed``, ``materials``, and the ends
+        ``low`` and ``high`` of its interval. The model named first stands out, with its intervals.
+    """
+    colours = _colours(panels, next((model for models in panels.values() for model in models), ""))
+    with mpl.rc_context(STYLE):
+        rows = max((len(models) for models in panels.values()), default=0)
+        figure = Figure(figsize=(4.1 * len(panels), 4.7 + 0.18 * rows), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        for axis, (split, models) in zip(axes, panels.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
+            for place, (model, curve) in enumerate(models.items()):
+                if not place:
+                    bars = _columns_of(curve, "predicted", "low", "high")
+                    axis.vlines(*bars, color=colours[model], linewidth=0.9, alpha=0.6)
+                axis.plot(
+                    *_columns_of(curve, "predicted", "observed"),
+                    label=f"{model}: {calibration_error(curve):.3f}",
+                    color=colours[model],
+                    marker="o",
+                    markersize=3 if place else 4.5,
+                    linewidth=1.0 if place else 2.2,
+                    zorder=2 if place else 3,
+                )
+            axis.set(
+                title=split, xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="S"
+            )
+            below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
+            axis.legend(title="expected calibration error", fontsize=7.5, title_fontsize=7.5, **below)
+        axes[0].set_ylabel("share that superconducts")
+        return figure
+
+
+def _colours(panels: Mapping[str, Mapping[str, Any]], first: str) -> dict[str, str]:
+    """A colour for each model, the same in every panel; that of ``first`` stands out."""
+    others = [GREEN, PURPLE, ORANGE, SKY, BLUE, YELLOW, QUIET, INK]
+    models = [model for model in dict.fromkeys(model for each in panels.values() for model in each) if model != first]
+    return {first: VERMILION} | {model: others[place % len(others)] for place, model in enumerate(models)}
+
+
+def _columns_of(rows: Sequence[Mapping[str, float]], *names: str) -> list[list[float]]:
+    return [[row[name] for row in rows] for name in names]
 
 
 def figure_bytes(figure: Figure, kind: str = "svg", dpi: int = 110) -> bytes:

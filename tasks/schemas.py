@@ -254,6 +254,17 @@ BENCHMARK = pa.schema(  # a row is a score of a model on a split
         pa.field("gain_high", pa.float64()),
     ]
 )
+BENCHMARK_RELIABILITY = pa.schema(  # a row is a tenth of the probabilities of a model on a split
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("predicted", pa.float64(), nullable=False),  # mean held-out probability, 0 to 1
+        pa.field("observed", pa.float64(), nullable=False),  # share that superconducts
+        pa.field("materials", pa.int64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=False),  # 95 % interval of the share (Wilson)
+        pa.field("high", pa.float64(), nullable=False),
+    ]
+)
 
 PRETRAINING_ROLES = pa.schema(
     [

@@ -3,7 +3,7 @@
 The report and the artifacts of a training draw the same ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from models.element_maps import pearson_matrix, place_elements
+from models.reliability import share_intervals
 from tasks.element_figures import CORRELATION_CAPTION, MAP_CAPTION, correlation_figure, element_map_figure
 from tasks.figures import (
     Interval,
@@ -28,7 +29,6 @@ from tasks.report_data import SPLIT_TITLES, NetworkScores, read_scores
 from tasks.s2snet_ensemble import S2SEnsemble, load_s2snet
 from tasks.workspace import Workspace
 
-WILSON = 1.96  # standard deviations of a 95 % interval
 MAX_CURVES = 4  # baselines in a ROC figure: the best ones
 
 
@@ -76,17 +76,6 @@ def draw_calibration(network: NetworkScores) -> tuple[Figure, str] | None:
 def calibration_points(calibration: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Expected and observed shares of a stored calibration."""
     return _points(calibration, "coverage", "expected") or _points(calibration, "reliability", "predicted")
-
-
-def share_intervals(rows: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    """95 % intervals of the observed shares of a reliability curve (Wilson, J. Am. Stat. Assoc. 22, 209, 1927)."""
-    found = []
-    for row in rows:
-        share, count = row["observed"], row["materials"]
-        middle = (share + WILSON**2 / (2 * count)) / (1 + WILSON**2 / count)
-        half = WILSON * np.sqrt(share * (1 - share) / count + (WILSON / (2 * count)) ** 2) / (1 + WILSON**2 / count)
-        found.append((float(middle - half), float(middle + half)))
-    return found
 
 
 def embedding_figures(s2snet: S2SEnsemble) -> dict[str, tuple[Figure, str]]:

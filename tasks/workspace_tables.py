@@ -29,6 +29,7 @@ SCHEMAS = {
     "tuning/*-importance.parquet": schemas.IMPORTANCE,
     "tuning/*.parquet": schemas.TRIALS,
     "benchmarks/s2s/scores.parquet": schemas.BENCHMARK,
+    "benchmarks/s2s/reliability.parquet": schemas.BENCHMARK_RELIABILITY,
     "audit/leakage.parquet": schemas.LEAKAGE,
     "candidates/candidates.parquet": schemas.CANDIDATES,
     "candidates/parts/*-rejected.parquet": schemas.REJECTED,

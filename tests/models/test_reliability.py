@@ -10,6 +10,7 @@ from models.reliability import (
     Calibration,
     as_document,
     brier_score,
+    calibration_error,
     choose_method,
     compare_methods,
     fit_isotonic,
@@ -19,6 +20,7 @@ from models.reliability import (
     held_out_probabilities,
     log_loss,
     reliability_curve,
+    share_intervals,
 )
 
 
@@ -136,3 +138,14 @@ def test_a_calibration_without_a_method_is_a_sigmoid():
     assert from_document({"slope": 0.5, "intercept": 1.0}) == Calibration(0.5, 1.0)
     with pytest.raises(TypeError):
         from_document({"width": 3})
+
+
+def test_expected_calibration_error_weighs_by_materials():
+    rows = [{"predicted": 0.1, "observed": 0.2, "materials": 30}, {"predicted": 0.9, "observed": 0.4, "materials": 10}]
+    assert calibration_error(rows) == pytest.approx((30 * 0.1 + 10 * 0.5) / 40)
+
+
+def test_intervals_of_observed_shares():
+    rows = [{"observed": 0.25, "materials": 8}, {"observed": 1.0, "materials": 4}]
+    found = share_intervals(rows)
+    np.testing.assert_allclose(found, [(0.0715, 0.5907), (0.5101, 1.0)], atol=1e-3)  # Wilson, 2 of 8 and 4 of 4

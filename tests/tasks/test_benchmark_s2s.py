@@ -16,7 +16,7 @@ from tasks.benchmark_methods import SHORT, choose_methods, choose_size, list_met
 from tasks.benchmark_parts import run_part
 from tasks.benchmark_plan import FOLDER, count_seen, make_plan, pretraining_rows
 from tasks.benchmark_s2s import PREDICTED, TABLES, gather
-from tasks.benchmark_tables import METHODS_FILE, OUTPUT
+from tasks.benchmark_tables import METHODS_FILE, OUTPUT, RELIABILITY
 from tasks.crystal_files import build_structure, read_crystals
 from tasks.exceptions import InputError
 from tasks.s2s_files import dataset_from_s2s
@@ -145,7 +145,22 @@ def test_the_papers_tables_stand_beside_ours(judged):
     assert all("±" in published[place] for place in (1, 3))
     assert "chosen on inner folds" in text
     assert "none has the composition of a held-out one" in text
-    assert set(judged[0].list(f"{FOLDER}/*.svg")) == {f"{FOLDER}/roc.svg", f"{FOLDER}/scores.svg"}
+    drawn = {f"{FOLDER}/{name}.svg" for name in ("roc", "scores", "reliability")}
+    assert set(judged[0].list(f"{FOLDER}/*.svg")) == drawn
+
+
+def test_every_method_has_its_reliability(judged):
+    workspace, _, _ = judged
+    rows = workspace.read_table(RELIABILITY).to_pandas()
+    predicted = workspace.read_table(PREDICTED).to_pandas()
+    assert set(rows["model"]) == set(predicted["model"])
+    for (split, model), curve in rows.groupby(["split", "model"]):
+        own = predicted[(predicted["split"] == split) & (predicted["model"] == model)]
+        assert curve["materials"].sum() == len(own)
+        assert (curve["observed"] * curve["materials"]).sum() == pytest.approx(own["superconductor"].sum())
+        assert (curve["predicted"] * curve["materials"]).sum() == pytest.approx(own["probability"].sum())
+        assert (curve["low"] - 1e-9 <= curve["observed"]).all()
+        assert (curve["observed"] <= curve["high"] + 1e-9).all()
 
 
 def test_a_run_goes_on_with_the_parts_that_are_missing(judged, tmp_path):

@@ -145,12 +145,17 @@ CURVES = {
     "validation_loss": np.array([np.nan, 2.2, np.nan, 1.9]),
     "learning_rate": np.array([5e-4, 1e-3, 5e-4, 0.0]),
 }
+CURVE = [
+    {"predicted": 0.1, "observed": 0.2, "materials": 20, "low": 0.1, "high": 0.4},
+    {"predicted": 0.9, "observed": 1, "materials": 9, "low": 0.8, "high": 1},
+]
 ALL_FIGURES = {
     "curves": lambda: figures.curve_figure({"random-0": CURVES, "random-1": CURVES, "ensemble-0": CURVES}),
     "parity": lambda: figures.parity_figure({"Random": ([0, 9.2, 39], [1, 8, 30]), "Grouped": ([], [])}),
     "scores": lambda: figures.score_figure(SCORES, "BNAS", "R2"),
     "roc": lambda: figures.roc_figure({"Random": {"S2SNet": LABELS, "mean": LABELS}}, "S2SNet"),
     "roc of one class": lambda: figures.roc_figure({"Random": {"S2SNet": (np.ones(3), np.ones(3))}}, "S2SNet"),
+    "reliability": lambda: figures.reliability_figure({"Random": {"S2SNet": CURVE, "mean": CURVE[:1]}}),
     "dos": lambda: figures.dos_figure(
         {"all": (4, np.ones((3, 9))), "one": (1, np.ones((3, 9)))}, np.linspace(-1, 1, 9)
     ),
