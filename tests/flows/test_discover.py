@@ -130,4 +130,4 @@ def test_ctrl_c_stops_it_in_seconds_and_says_how_to_go_on(profile, tmp_path):
     assert process.returncode == 130
     assert "run the same command again to go on" in output
     assert "Traceback" not in output
-    wait_until(lambda: not leftovers(tmp_path), 10)
+    wait_until(lambda: not leftovers(tmp_path), 3)  # killed, they take a moment to be gone
