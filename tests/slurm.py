@@ -1,11 +1,11 @@
 """A real Slurm on loopback, for as long as the tests run."""
 
 import os
-import time
 
 import pytest
 
 from deployments.slurm.loopback import OF_SLURM, SlurmError, SlurmOnLoopback
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +31,3 @@ def slurm(slurm_on_loopback, monkeypatch):
     yield slurm_on_loopback
     slurm_on_loopback.run("scancel", "--full", f"--user={os.getuid()}")
     wait_until(lambda: not slurm_on_loopback.run("squeue", "--noheader"))
-
-
-def wait_until(done, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.1)

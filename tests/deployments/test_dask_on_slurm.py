@@ -12,7 +12,7 @@ from distributed import Client
 
 from tasks.runners import slurm_options
 from tasks.settings import ClusterSettings
-from tests.slurm import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -65,15 +65,19 @@ def submit_slow(client, started):
     return future
 
 
-def test_functions_run_in_slurm_jobs(make_cluster, options, slurm):
+def test_functions_run_in_slurm_jobs(make_cluster, options, slurm, tmp_path):
     cluster = make_cluster(**options)
     assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
     cluster.scale(2)
     with Client(cluster) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
 
         def where(number):
-            time.sleep(0.2)
+            met = tmp_path / "met"
+            met.mkdir(exist_ok=True)
+            (met / os.environ["SLURM_JOB_ID"]).touch()
+            while len(list(met.iterdir())) < 2:  # neither job takes all of the work
+                time.sleep(0.1)
             return number**2, os.environ["SLURM_JOB_ID"]
 
         squares, numbers = zip(*client.gather(client.map(where, range(6))), strict=True)
@@ -88,15 +92,15 @@ def test_the_task_of_a_cancelled_job_is_run_by_another_and_the_number_is_kept(ma
     cluster = make_cluster(**options)
     cluster.adapt(minimum=2, maximum=2)
     with Client(cluster) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
         before = jobs(slurm)
         future = submit_slow(client, tmp_path / "started")
         first = (tmp_path / "started").read_text().strip()
         subprocess.run(["scancel", first], check=True)
-        second = future.result(timeout=60)
+        second = future.result(timeout=240)
         assert {first, second} == before
         wait_until(lambda: len(jobs(slurm) - before) == 1)
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
 
 
 def test_the_only_job_is_replaced_with_the_options_of_the_product(make_cluster, slurm, tmp_path):
@@ -110,7 +114,7 @@ def test_the_only_job_is_replaced_with_the_options_of_the_product(make_cluster, 
         first = (tmp_path / "started").read_text().strip()
         assert jobs(slurm) == {first}
         subprocess.run(["scancel", first], check=True)
-        second = future.result(timeout=60)
+        second = future.result(timeout=240)
         assert second != first
         assert jobs(slurm) == {second}
         name = slurm.run("squeue", "--noheader", "--format=%j %l", f"--jobs={second}")

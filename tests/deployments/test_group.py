@@ -307,15 +307,15 @@ def test_the_proxy_speaks_tls_and_goes_on_when_a_server_is_killed(group, registe
     if not group.caddy:
         pytest.skip("caddy is not installed (apt-get install caddy)")
     public = f"https://localhost:{group.ports['proxy']}/api"
-    assert httpx.get(f"{public}/version", verify=False, auth=AUTH).status_code == 200
-    assert httpx.get(f"{public}/version", verify=False).status_code == 401
+    assert httpx.get(f"{public}/version", verify=False, auth=AUTH, timeout=60).status_code == 200
+    assert httpx.get(f"{public}/version", verify=False, timeout=60).status_code == 401
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://localhost:{group.ports['proxy']}/api/version", auth=AUTH).raise_for_status()
     killed = group.machine.processes["api-1"]
     for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
         process.kill()
     for _ in range(20):
-        assert httpx.get(f"{public}/version", verify=False, auth=AUTH, timeout=30).status_code == 200
+        assert httpx.get(f"{public}/version", verify=False, auth=AUTH, timeout=60).status_code == 200
     before = len(runs_of(group, "api-2", "small"))
     path = f"deployments/{registered['small']}/create_flow_run"
     assert httpx.post(f"{public}/{path}", json={}, verify=False, auth=AUTH, timeout=60).status_code == 201

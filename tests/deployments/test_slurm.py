@@ -12,9 +12,9 @@ from flows.bands import bands
 from tasks.runners import wall_time_seconds
 from tasks.settings import ROOT, BandSettings, ClusterSettings, VaspSettings
 from tasks.workspace import Workspace
-from tests.slurm import wait_until
 from tests.tasks.test_bands import write_ordered
 from tests.vasp_stand_in.potcars import write_potcars
+from tests.waiting import wait_until
 
 PROGRAM = ROOT / "tests" / "vasp_stand_in" / "vasp_std.py"
 

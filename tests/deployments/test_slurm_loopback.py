@@ -14,7 +14,7 @@ import pytest
 
 from deployments.slurm import loopback
 from deployments.slurm.loopback import SlurmError, SlurmOnLoopback
-from tests.slurm import wait_until
+from tests.waiting import has_ended, wait_until
 
 SCRIPT = Path(loopback.__file__)
 
@@ -35,12 +35,6 @@ def state(slurm, job):
     return slurm.run("squeue", "--noheader", "--format=%T", f"--jobs={job}", "--states=all")
 
 
-def exists(pid):
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_a_job_runs_to_its_end(slurm, tmp_path):
     job = submit(slurm, tmp_path, "hostname; echo $SLURM_JOB_ID; echo $SLURM_CPUS_ON_NODE", "--cpus-per-task=2")
     wait_until(lambda: state(slurm, job) == "COMPLETED")
@@ -54,12 +48,12 @@ def test_a_failed_job_is_known_as_failed(slurm, tmp_path):
 
 def test_a_cancelled_job_is_gone_with_its_processes(slurm, tmp_path):
     job = submit(slurm, tmp_path, f"sleep 600 & echo $! > {tmp_path}/pid; wait")
-    wait_until((tmp_path / "pid").exists)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     assert state(slurm, job) == "RUNNING"
     slurm.run("scancel", job)
     wait_until(lambda: job not in slurm.run("squeue", "--noheader", "--format=%i").split())
     assert state(slurm, job) == "CANCELLED"
-    wait_until(lambda: not exists((tmp_path / "pid").read_text().strip()))
+    wait_until(lambda: has_ended(int((tmp_path / "pid").read_text())))
 
 
 def test_a_job_waits_while_the_cpus_are_taken(slurm, tmp_path):
@@ -92,8 +86,7 @@ def test_the_block_ends_its_programs_and_jobs(tmp_path, folder, slurm_on_loopbac
         programs = loopback._processes(slurm.configuration)
         assert len(programs) >= 4
         raise ZeroDivisionError
-    assert not exists(pid.read_text().strip())
-    assert not any(exists(program) for program in programs)
+    wait_until(lambda: all(has_ended(int(program)) for program in [pid.read_text(), *programs]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
@@ -106,8 +99,8 @@ def test_a_killed_script_leaves_nothing(tmp_path, slurm_on_loopback, number):
     programs = [*loopback._processes(configuration), (tmp_path / "pid").read_text().strip()]
     assert len(programs) >= 7  # munged, slurmctld, slurmd, slurmstepd, the job's shell, and the script's and its sleep
     script.send_signal(number)
-    script.wait(30)
-    wait_until(lambda: not any(exists(program) for program in programs))
+    script.wait(120)
+    wait_until(lambda: all(has_ended(int(program)) for program in programs))
     assert configuration.parent.exists() == (number == signal.SIGKILL)
     shutil.rmtree(configuration.parent, ignore_errors=True)
 

@@ -47,7 +47,7 @@ def test_a_running_flow_ends_at_once_with_its_workers(tmp_path: Path, number: si
     workers = psutil.Process(running.pid).children(recursive=True)
     assert workers
     running.send_signal(number)
-    _, told = running.communicate(timeout=15)
+    _, told = running.communicate(timeout=60)
     assert running.returncode == 128 + number
     assert told.count("run the same command again to go on") == 1
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=60)[1] == []

@@ -23,6 +23,8 @@ from flows.server import (
 )
 from tasks.exceptions import InputError, WorkspaceError
 from tasks.workspace import Workspace
+from tests.postgres import free_port
+from tests.waiting import has_ended, wait_until
 
 HOLD = """
 import sys, time
@@ -80,11 +82,7 @@ def test_a_server_is_shared_dies_with_its_owner_and_its_runs_are_marked(tmp_path
             assert [run["state_type"] for run in states] == ["CRASHED"] * 2
     finally:
         end(first)
-    for _ in range(50):
-        if not psutil.pid_exists(pid):
-            return
-        time.sleep(0.1)
-    raise AssertionError("the server outlived the process that started it")
+    wait_until(lambda: has_ended(pid))
 
 
 def test_the_address_of_the_environment_comes_first(monkeypatch, tmp_path):
@@ -198,15 +196,16 @@ def test_with_a_password_it_answers_there_to_those_who_know_it(no_settings, monk
 
 
 def test_ports_are_held_by_one_run_each_and_given_back(monkeypatch):
-    monkeypatch.setattr("flows.server.PORTS", range(4310, 4313))
-    with socket.create_server((LOOPBACK, 4310)), claimed_port(LOOPBACK, None) as first:
-        assert first == 4311
+    ports = [free_port() for _ in range(3)]
+    monkeypatch.setattr("flows.server.PORTS", ports)
+    with socket.create_server((LOOPBACK, ports[0])), claimed_port(LOOPBACK, None) as first:
+        assert first == ports[1]
         with claimed_port(LOOPBACK, None) as second:
-            assert second == 4312
-            none = pytest.raises(WorkspaceError, match="No port of 4310 to 4312")
+            assert second == ports[2]
+            none = pytest.raises(WorkspaceError, match=f"No port of {ports[0]} to {ports[2]}")
             with none, claimed_port(LOOPBACK, None):
                 pass
         with pytest.raises(ZeroDivisionError), claimed_port(LOOPBACK, None):
             _ = 1 / 0
     with claimed_port(LOOPBACK, None) as again, claimed_port(LOOPBACK, 5999) as asked:
-        assert (again, asked) == (4310, 5999)
+        assert (again, asked) == (ports[0], 5999)

@@ -1,6 +1,7 @@
 """The band flow with VASP: atomate2's jobs through Prefect in processes, failures, limits, and on to the grids."""
 
 import sys
+import time
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -56,8 +57,15 @@ def test_jobs_are_retried_failures_told_and_the_rest_becomes_grids(tmp_path, vas
     assert ended == [["Al", "relax"], ["Al", "static"], ["Al", "uniform"]]
     with get_client(sync_client=True) as client:
         tags = TaskRunFilter(tags=TaskRunFilterTags(all_=["dft", "material_id:Al-vasp"]))
-        names = {run.name: run.run_count for run in client.read_task_runs(task_run_filter=tags, **FIRST)}
-    assert names == {"relax Al": 1, "static Al": 2, "uniform bands Al": 1, "collect Al": 1, "store Al": 1}
+
+        def names():
+            return {run.name: run.run_count for run in client.read_task_runs(task_run_filter=tags, **FIRST)}
+
+        wanted = {"relax Al": 1, "static Al": 2, "uniform bands Al": 1, "collect Al": 1, "store Al": 1}
+        deadline = time.monotonic() + 120
+        while names() != wanted and time.monotonic() < deadline:  # task runs reach the server through a queue
+            time.sleep(0.25)
+        assert names() == wanted
     grids(place.url, GridSettings(), processes=1)
     assert place.read_table("grids/index.parquet", ["material_id"])["material_id"].to_pylist() == ["Al-vasp"]
     again = bands(place.url, SETTINGS, vasp=settings, processes=2)

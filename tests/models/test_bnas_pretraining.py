@@ -63,7 +63,7 @@ def test_untrained_network_answers_with_the_visible_mean() -> None:
 
 
 def test_visible_mean_is_that_of_each_band_over_the_visible_patches() -> None:
-    shown = shown_patches(torch.randn(2, TINY.bands, 8, 8, 8), 4)
+    shown = shown_patches(torch.randn(2, TINY.bands, 8, 8, 8, generator=torch.Generator().manual_seed(1)), 4)
     hidden = hide_patches(2, 2, 0.6, torch.Generator().manual_seed(0))
     found = visible_mean(shown, hidden, TINY.bands)
     for sample in range(2):
@@ -93,8 +93,9 @@ def test_answers_do_not_see_what_is_hidden() -> None:
 
 
 def test_only_hidden_patches_count() -> None:
-    shown, hidden = torch.randn(2, 8, 5), hide_patches(2, 2, 0.6, torch.Generator().manual_seed(0))
-    restored = torch.randn(2, 8, 5, requires_grad=True)
+    generator = torch.Generator().manual_seed(1)
+    shown, hidden = torch.randn(2, 8, 5, generator=generator), hide_patches(2, 2, 0.6, generator)
+    restored = torch.randn(2, 8, 5, generator=generator).requires_grad_()
     error = hidden_error(restored, shown, hidden)
     error.backward()
     assert error.item() == pytest.approx((restored - shown)[hidden].square().mean().item())

@@ -28,21 +28,23 @@ class Faults:
     seen: list = field(default_factory=list)  # what happened, and to which path
     every: int = 0
     asked: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # each request has a thread of its own
 
     def add(self, text, what, often):
         self.plans.append([text, what, often])
 
     def next(self, path):
-        for plan in self.plans:
-            if plan[0] in path and plan[2] > 0:
-                plan[2] -= 1
-                self.seen.append((plan[1], path))
-                return plan[1]
-        self.asked += 1
-        if self.every and self.asked % self.every == 0:
-            self.seen.append((KINDS[self.asked // self.every % len(KINDS)], path))
-            return self.seen[-1][0]
-        return None
+        with self.lock:
+            for plan in self.plans:
+                if plan[0] in path and plan[2] > 0:
+                    plan[2] -= 1
+                    self.seen.append((plan[1], path))
+                    return plan[1]
+            self.asked += 1
+            if self.every and self.asked % self.every == 0:
+                self.seen.append((KINDS[self.asked // self.every % len(KINDS)], path))
+                return self.seen[-1][0]
+            return None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-SILENCE_SECONDS = 2.0
+SILENCE_SECONDS = 60.0  # far longer than those who ask wait
 
 
 @dataclass

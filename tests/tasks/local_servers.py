@@ -4,7 +4,6 @@ import contextlib
 import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,13 +11,9 @@ import time
 
 import requests
 
+from tests.postgres import free_port
+
 STARTING_SECONDS = 120
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -41,7 +36,7 @@ def serve(app, ready, log, port=None, **environment):
             yield url
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @contextlib.contextmanager

@@ -22,22 +22,21 @@ pytestmark = pytest.mark.usefixtures("prefect_harness")
 
 def events_of(place, count):
     """Events of the workspace that the server has stored, oldest first; waits for ``count`` of them."""
-    EventsWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=60)
     wanted = {
         "event": {"name": [EVENT]},
         "resource": {"id": [workspace_resource(place)["prefect.resource.id"]]},
         "occurred": {"since": "2020-01-01T00:00:00Z"},
         "order": "ASC",
     }
-    found = []
-    for _ in range(100):
+    deadline = time.monotonic() + 120
+    while True:
         answer = httpx.post(f"{PREFECT_API_URL.value()}/events/filter", json={"filter": wanted})
         answer.raise_for_status()
         found = answer.json()["events"]
-        if len(found) >= count:
-            break
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
         time.sleep(0.1)
-    return found
 
 
 @pytest.fixture

@@ -321,11 +321,10 @@ def test_each_job_is_a_task_run_with_name_and_tags():
     on_prefect(Flow([one]), store=make_store())
     wanted = TaskRunFilter(tags=TaskRunFilterTags(all_=["material_id:mp-763"]))
     with get_client(sync_client=True) as client:
-        for _ in range(40):  # task runs reach the server through a queue
-            runs = client.read_task_runs(task_run_filter=wanted, limit=10, sort=TaskRunSort.NAME_ASC)
-            if runs:
-                break
+        deadline, runs = time.monotonic() + 120, []
+        while not runs and time.monotonic() < deadline:  # task runs reach the server through a queue
             time.sleep(0.25)
+            runs = client.read_task_runs(task_run_filter=wanted, limit=10, sort=TaskRunSort.NAME_ASC)
     assert [run.name for run in runs] == ["self-consistent {MgB2}"]
 
 

@@ -15,7 +15,8 @@ from tasks.exceptions import InputError, RemoteError
 from tasks.materials_project import FIELDS, SYSTEMS_A_QUERY, MaterialsProjectSource
 from tasks.settings import CrystalSettings, FetchSettings, MaterialsProjectSettings
 from tasks.workspace import Workspace
-from tests.tasks.local_servers import free_port, scripted
+from tests.postgres import free_port
+from tests.tasks.local_servers import scripted
 from tests.tasks.materials_project import DIBORIDE, KEY, materials_project
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from tasks.mp_identifiers import table_identifier
 from tasks.settings import GridSettings, MpBandSettings
 from tasks.shards import read_grids, read_records
 from tasks.workspace import Workspace
+from tests.postgres import free_port
 from tests.tasks.test_mp_bands import CRYSTALS, SCHEMA, plane_waves, write_table
 
 MEISSNER = Path(sys.executable).with_name("meissner")
@@ -81,7 +81,7 @@ def test_killed_command_goes_on_and_then_nothing_is_left(s3_server, rows, tmp_pa
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     before = {path.name: path.read_bytes() for path in records.glob("*.json")}
-    assert 3 <= len(before) < 20
+    assert 3 <= len(before) < 26, "killed before its last shard"
     assert not place.exists("grids/index.parquet")
     times = {name: (records / name).stat().st_mtime_ns for name in before}
 
@@ -195,8 +195,7 @@ def test_a_server_that_comes_back_is_asked_again(s3_server, rows, tmp_path, monk
     monkeypatch.setattr(mp_grids, "TASK_ROWS", (4, 4))
     url = f"{s3_server('late')}/bands"
     write_table(url, many(rows["mp-131"], range(12)), **HTTP)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)  # with the same buckets
     threading.Timer(3.0, server.start).start()

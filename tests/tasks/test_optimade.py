@@ -11,7 +11,8 @@ from tasks.crystals import plain_structure, structure_hash
 from tasks.exceptions import InputError, RemoteError
 from tasks.optimade import FIELDS, OptimadeSource, structure_from_optimade
 from tasks.settings import FetchSettings, OptimadeSettings
-from tests.tasks.local_servers import free_port, scripted, serve
+from tests.postgres import free_port
+from tests.tasks.local_servers import scripted, serve
 
 STRUCTURES = {
     "agm1": Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.05), ["Al"], [[0, 0, 0]]),

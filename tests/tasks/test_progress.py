@@ -48,9 +48,10 @@ def test_a_stage_leaves_its_summary_and_its_refusals(tmp_path):
 
 
 def test_log_lines_have_fields(caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="tasks.logs"):
         log_event("refused", stage="order", item="mp-1", reason="no cell", seconds=1.5, empty=None)
-    assert caplog.messages == ['stage=order item=mp-1 refused reason="no cell" seconds=1.5']
+    told = [record.getMessage() for record in caplog.records if record.name == "tasks.logs"]  # threads may log, too
+    assert told == ['stage=order item=mp-1 refused reason="no cell" seconds=1.5']
     assert log_line("done", item='a"b=c') == 'item="a\\"b=c" done'
 
 
@@ -78,9 +79,9 @@ def test_progress_shows_what_is_under_way_between_two_items(monkeypatch):
 
     @flow(name="half-way")
     def half_way():
-        with stage_progress("half-way", 4, lambda: 1.5) as advance:
+        with stage_progress("half-way", 4, lambda: 1.5 if len(seen) < 2 else 0.0) as advance:
             for expected in (37.5, 62.5):
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 120
                 while percent() < expected and time.monotonic() < deadline:
                     time.sleep(0.05)
                 seen.append(percent())

@@ -181,12 +181,13 @@ def test_elements_and_dates_choose_rows(rows, tmp_path: Path):
         items, _ = list_rows(table, MpBandSettings(since=since), any_of)
         return {item.material_id for item in items}
 
+    today = datetime.now(UTC).date()
     table = write_table(str(tmp_path / "t"), rows.values())
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     ids = {crystal[2]: table_identifier(name) for name, crystal in CRYSTALS.items()}
     assert listed(table, "Cu", "Ti", "Nb") == {ids["Cu"], ids["Ti"]}
-    today = datetime.now(UTC).date()
     assert listed(table, since=today) == set(ids.values())
-    assert listed(table, since=today + timedelta(days=1)) == set()
+    assert listed(table, since=tomorrow) == set()
     dated = pa.Table.from_pylist(list(rows.values()), schema=SCHEMA)
     times = pa.array([datetime(2020 + place, 1, 1, tzinfo=UTC) for place in range(3)], pa.timestamp("us", "UTC"))
     told = dated.append_column("last_updated", times).append_column("theoretical", pa.array([True, False, None]))

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -23,6 +22,7 @@ from tasks.schemas import BANDS
 from tasks.settings import ROOT, GridSettings, VaspSettings
 from tasks.uniform_bands import UniformBands
 from tests.vasp_stand_in.potcars import write_potcars
+from tests.waiting import has_ended, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::pymatgen.io.vasp.inputs.UnknownPotcarWarning")
 
@@ -206,15 +206,14 @@ def test_uuids_follow_from_crystal_and_settings(make_engine):
 def test_vasp_ends_with_the_process_that_started_it(tmp_path):
     """A killed flow must not leave a VASP that computes for nobody."""
 
-    code = f"import subprocess, shlex; subprocess.run(shlex.split({limited('sleep 60', 100)!r}))"
+    code = f"import subprocess, shlex; subprocess.run(shlex.split({limited('sleep 600', 1000)!r}))"
     parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 20
-    while not (children := psutil.Process(parent.pid).children(recursive=True)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert children
+
+    def started():
+        return psutil.Process(parent.pid).children(recursive=True)
+
+    wait_until(lambda: "sleep" in [child.name() for child in started()])
+    children = started()
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
+    wait_until(lambda: all(has_ended(child.pid) for child in children))
