@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.events import StageEvent, subscribe
+from tasks.model_versions import parts_of
 from tasks.stages import StageReport, read_report
 from tasks.workspace import Workspace
 
@@ -200,11 +201,17 @@ def print_scores(console: Console, workspace: Workspace, names: Sequence[str] = 
     """Print the networks' scores beside the best baseline's, split by split."""
     for name in names:
         table = Table(title=f"{TITLES[name]} on held-out folds, with 95 % interval", title_justify="left")
-        for heading in ("folds", "network", "best baseline", "which baseline"):
+        rows = best_baselines(workspace, name, HEADLINE[name])
+        parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+        own = "network and trees" if parts else "network"
+        for heading in ("folds", own, "best baseline", "which baseline"):
             table.add_column(heading)
-        for row in best_baselines(workspace, name, HEADLINE[name]):
+        for row in rows:
             table.add_row(row["split"], row["own"], row["best"], row["baseline"])
         console.print(table)
+        for part in parts:
+            scores = ", ".join(f"{row['split']} {row['parts'][part]}" for row in rows if part in row["parts"])
+            console.print(f"Its {part.removeprefix(f'{name}, ')}: {scores}")
         if name == "bnas":
             _print_ablation(console, workspace)
 
@@ -231,16 +238,18 @@ def print_trials(console: Console, workspace: Workspace, study: str, count: int 
     console.print(table)
 
 
-def best_baselines(workspace: Workspace, name: str, score: str) -> list[dict[str, str]]:
-    """For each split: the network's score and the best baseline's, as text."""
+def best_baselines(workspace: Workspace, name: str, score: str) -> list[dict[str, Any]]:
+    """For each split: the network's score, those of its parts by their name, and the best baseline's, as text."""
     version = workspace.read_json(f"models/{name}/latest.json")["version"]
     metrics = workspace.read_json(f"models/{name}/{version}/metrics.json")
     rows = []
     for split, models in metrics["scores"].items():
         scores = {model: found[score] for model, found in models.items() if score in found}
         own = scores.pop(name)
+        parts = {part: _interval(scores.pop(part)) for part in parts_of(name, list(scores))}
         best = max(scores, key=lambda model: scores[model]["value"] or float("-inf"))
-        rows.append({"split": split, "own": _interval(own), "best": _interval(scores[best]), "baseline": best})
+        told = {"own": _interval(own), "best": _interval(scores[best]), "baseline": best}
+        rows.append({"split": split, "parts": parts, **told})
     return rows
 
 

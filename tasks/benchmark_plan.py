@@ -118,9 +118,10 @@ def make_folds(dataset: CrystalDataset, settings: BenchmarkSettings) -> dict[str
     """The folds of every split; InputError where a class is too small or a split cannot be made."""
     positive = int(dataset.labels.sum())
     if min(positive, len(dataset.labels) - positive) < settings.folds:
+        first = f" {len(dataset.rejected)} lines were refused: {dataset.rejected[0].reason}" if dataset.rejected else ""
         raise InputError(
-            f"{settings.folds} folds need as many crystals of each class; there are {positive} superconductors and "
-            f"{len(dataset.labels) - positive} others. Ask for fewer folds, or give more crystals"
+            f"{settings.folds} folds need at least {settings.folds} crystals of each class; {positive} superconduct, "
+            f"{len(dataset.labels) - positive} do not. Ask for fewer folds, or give more crystals.{first}"
         )
     if wrong := set(settings.splits) - {"random", "chemical-system"}:
         raise InputError(f"--split {min(wrong)!r} is not one of random, chemical-system: S2S has no other facts")

@@ -54,13 +54,18 @@ def gather(workspace: Workspace, plan: BenchmarkPlan) -> StageOutcome:
     positive = int(dataset.labels.sum())
     sizes = {"superconductors": positive, "others": len(dataset.labels) - positive}
     document = {
+        "data": {"source": plan.data, "hash": plan.data_hash, **sizes, "refused": len(dataset.rejected)},
         "settings": settings.model_dump(mode="json"),
         "methods": {method.title: describe_method(method, settings) for method in plan.methods},
         "chosen": chosen,
         "leakage": plan.leakage,
     }
     workspace.write_json(METHODS_FILE, without_nan(document))
-    text = as_markdown(scores, plan.methods, settings, chosen=chosen, sizes=sizes, seen=plan.pretraining_sizes())
+    source = f"{plan.data.rstrip('/').rpartition('/')[2]} (hash {plan.data_hash[:12]})"
+    if dataset.rejected:
+        source += f", {len(dataset.rejected)} lines refused, see stages/{STAGE}/rejected.parquet"
+    seen = plan.pretraining_sizes()
+    text = as_markdown(scores, plan.methods, settings, source=source, chosen=chosen, sizes=sizes, seen=seen)
     workspace.write_bytes(TABLES, text.encode())
     figures = write_benchmark_figures(workspace, predictions, scores)
     return StageOutcome(

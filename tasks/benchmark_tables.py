@@ -129,6 +129,7 @@ def as_markdown(
     methods: Sequence[Method],
     settings: BenchmarkSettings,
     *,
+    source: str,
     chosen: Mapping[str, Sequence[str]],
     sizes: Mapping[str, int],
     seen: Mapping[str, Sequence[int]],
@@ -137,6 +138,8 @@ def as_markdown(
 
     Parameters
     ----------
+    source
+        What was judged: the file and how many of its lines were refused.
     chosen
         Settings that the tuned methods took, fold by fold.
     sizes
@@ -148,16 +151,17 @@ def as_markdown(
     crystals = ", ".join(f"{count} {name}" for name, count in sizes.items())
     lines = [
         "# S2S benchmark",
-        f"{crystals}; {settings.folds} folds, seed {settings.seed}. Mean ± standard deviation over the folds, with the "
-        "95 % bootstrap interval over all held-out crystals together. Gain: AUC above the forest on the same crystals, "
-        "paired bootstrap.",
+        f"{source}: {crystals}; {settings.folds} folds, seed {settings.seed}. "
+        "Mean ± standard deviation over the folds, with the 95 % bootstrap interval over all held-out crystals together. "
+        "Gain: AUC above the forest on the same crystals, paired bootstrap.",
         *_notes(methods, settings, chosen, seen),
     ]
     for split in splits:
         lines += [f"\n## Folds {SPLIT_TITLES.get(split, split)}", *_all_models(scores, split)]
-    lines += [
-        f"\n## The paper's tables\nACC / AUC in percent; published: one random split of 80 : 20. {_scale(settings)}"
-    ]
+    words = "ACC / AUC in percent; published: one random split of 80 : 20; -: not run here."
+    if any(method.family == "paper" for method in methods):
+        words += f" {_scale(settings)}"
+    lines += [f"\n## The paper's tables\n{words}"]
     for split in splits:
         lines += _paper_tables(_Cells(scores), methods, settings, split)
     return "\n".join(lines) + "\n"
@@ -179,15 +183,16 @@ def _notes(
             f"\n'With reports': the trees also know the superconductors of {settings.reports}, without those of a "
             "chemical system that is held out, and without their doped forms (a tenth of the atoms exchanged at most)."
         )
+    asked = {method.family for method in methods}
     if epochs := [
         f"{name} {count}"
-        for name, count in (
-            ("S2SNet", settings.epochs),
-            ("S2SNet as printed", settings.printed_epochs),
-            ("pre-training", settings.pretraining_epochs or settings.epochs),
-            ("CGCNN and MEGNet", settings.graph_epochs),
+        for name, count, of in (
+            ("S2SNet", settings.epochs, {"s2snet"} & asked),
+            ("S2SNet as printed", settings.printed_epochs, {"paper"} & asked),
+            ("pre-training", settings.pretraining_epochs or settings.epochs, any(m.pretrained for m in methods)),
+            ("CGCNN and MEGNet", settings.graph_epochs, {"cgcnn", "megnet"} & asked),
         )
-        if count
+        if count and of
     ]:
         lines.append(f"\nEpochs in place of the recipes': {', '.join(epochs)}.")
     for title, names in chosen.items():
@@ -245,6 +250,7 @@ def _paper_tables(cells: _Cells, methods: Sequence[Method], settings: BenchmarkS
             if name not in titles and name != names[0]:
                 continue
             own = ours(f"{name}-pretrained") if f"{name}-pretrained" in titles else NO_ENERGIES
+            own = own if name in titles else "-"
             known = TABLE_2[paper] if name == names[0] else {}
             lines.append(_row(titles.get(name, paper), known, own, ours(name)))
         if paper == "MEGNet":
@@ -257,6 +263,8 @@ def _paper_tables(cells: _Cells, methods: Sequence[Method], settings: BenchmarkS
     lines.append(_row("S2SNet, ours: network and trees", {}, ours("blend-pretrained"), ours("blend")))
     if "blend-reports" in titles:
         lines.append(_row("S2SNet, ours: network, trees and reports", {}, "", ours("blend-reports")))
+    if not any(method.family == "paper" for method in methods):
+        return lines
     lines += [f"\n### Table 3, folds {title}", "\n| layers, pre-trained | published | here |", "|---|---|---|"]
     for layers in sorted(settings.layers):
         published = _published(TABLE_3.get(layers))
@@ -309,7 +317,10 @@ def write_benchmark_figures(workspace: Workspace, predictions: pa.Table, scores:
     workspace.write_table(RELIABILITY, pa.Table.from_pylist(rows, schema=BENCHMARK_RELIABILITY))
     figures = {
         "roc": (roc_figure(panels, "S2SNet"), "Held-out predictions of S2SNet and the best other methods."),
-        "scores": (score_figure(bars, "S2SNet", "ROC AUC"), "Mean over the folds; lines are the spread over them."),
+        "scores": (
+            score_figure(bars, "S2SNet", "ROC AUC", chance=0.5),
+            "Mean over the folds; lines are the spread over them.",
+        ),
         "reliability": (reliability_figure(reliable), RELIABILITY_CAPTION),
     }
     files = [RELIABILITY]

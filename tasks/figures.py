@@ -86,7 +86,7 @@ def parity_figure(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
         return figure
 
 
-def score_figure(splits: Mapping[str, Mapping[str, Interval]], network: str, label: str) -> Figure:
+def score_figure(splits: Mapping[str, Mapping[str, Interval]], network: str, label: str, chance: float = 0.0) -> Figure:
     """Scores of a network and its baselines with their intervals, a panel for each split.
 
     Parameters
@@ -95,25 +95,31 @@ def score_figure(splits: Mapping[str, Mapping[str, Interval]], network: str, lab
         By split, the score of each model; the model called ``network`` is drawn in colour.
     label
         Name of the score with its unit.
+    chance
+        The score of knowing nothing, where a line is drawn.
     """
-    models = sorted({name for scores in splits.values() for name in scores}, key=lambda name: (name != network, name))
+    best: dict[str, float] = {}
+    for scores in splits.values():
+        for name, score in scores.items():
+            best[name] = max(best.get(name, -np.inf), score.value)
+    models = sorted(best, key=lambda name: (name != network, -best[name], name))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.6 + 3.2 * len(splits), 0.9 + 0.36 * len(models)), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(splits), sharey=True, sharex=True))
         for axis, (split, scores) in zip(axes, splits.items(), strict=True):
             for place, model in enumerate(models):
                 if model in scores:
-                    _score_bar(axis, place, scores[model], VERMILION if model == network else SKY)
+                    _score_bar(axis, place, scores[model], VERMILION if model == network else SKY, chance)
             axis.set_yticks(range(len(models)), models)
             axis.set_ylim(len(models) - 0.4, -0.6)
             axis.set_title(split)
             axis.set_xlabel(label)
-            axis.axvline(0, color=QUIET, linewidth=0.8)
+            axis.axvline(chance, color=QUIET, linewidth=0.8)
             axis.grid(axis="x", color=FAINT, linewidth=0.5)
             axis.set_axisbelow(True)
             axis.tick_params(left=False)
-        lowest = min((score.value for scores in splits.values() for score in scores.values()), default=0)
-        axes[0].set_xlim(left=max(min(0, lowest * 1.1), -1.0))
+        lowest = min((score.value for scores in splits.values() for score in scores.values()), default=chance)
+        axes[0].set_xlim(left=max(min(chance, lowest) - 0.02, -1.0))
         return figure
 
 
@@ -408,8 +414,8 @@ def _tc_axes(axis: Axes, top: float) -> None:
     axis.minorticks_off()
 
 
-def _score_bar(axis: Axes, place: int, score: Interval, colour: str) -> None:
-    axis.barh(place, score.value, height=0.66, color=colour, alpha=0.9)
+def _score_bar(axis: Axes, place: int, score: Interval, colour: str, chance: float) -> None:
+    axis.barh(place, score.value - chance, left=chance, height=0.66, color=colour, alpha=0.9)
     reach = [[max(score.value - score.low, 0)], [max(score.high - score.value, 0)]]
     axis.errorbar(score.value, place, xerr=reach, color=INK, capsize=2.5, linewidth=1.0)
 

@@ -1,6 +1,6 @@
 """What versions of the networks there are, how they differ, and which one is in use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -59,6 +59,36 @@ def own_scores(name: str, metrics: Mapping[str, Any]) -> dict[str, dict[str, flo
         split: {score: entry.get("value") for score, entry in models.get(name, {}).items()}
         for split, models in found.items()
     }
+
+
+def parts_of(name: str, models: Iterable[str]) -> list[str]:
+    """The parts of a network that are scored alone beside it, such as its trees: they are no baselines of it."""
+    return [model for model in models if model.startswith(f"{name}, ")]
+
+
+def tell_in_use(workspace: Workspace, name: str, before: str | None) -> str:
+    """Which version screening and prediction ask after a training, and how to have another.
+
+    Parameters
+    ----------
+    before
+        The version that they asked before it; none: there was none.
+    """
+    chosen, latest = chosen_version(workspace, name), latest_version(workspace, name)
+    if chosen != latest:
+        return f"Screening and prediction still ask {chosen}, which was promoted; meissner models promote {latest}"
+    told = f"Screening and prediction ask {latest} from now on"
+    if before in (None, latest):
+        return told
+    told += f", in place of {before}"
+    old, new = (read_version(workspace, name, version).scores for version in (before, latest))
+    for split in HONEST_SPLITS:
+        was, now = (found.get(split, {}).get(HEADLINE[name]) for found in (old, new))
+        if was is not None and now is not None:
+            word = "worse" if now < was else "better" if now > was else "equal"
+            told += f": {word} on folds {split}, {now:.2f} after {was:.2f}"
+            break
+    return f"{told}; back: meissner models promote {before}"
 
 
 def read_version(workspace: Workspace, name: str, version: str) -> ModelVersion:

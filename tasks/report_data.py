@@ -14,6 +14,7 @@ from tasks.exceptions import MissingStageError
 from tasks.figures import Interval
 from tasks.held_out import read_predictions
 from tasks.model_store import chosen_version, model_folder
+from tasks.model_versions import parts_of
 from tasks.stages import StageReport
 from tasks.workspace import Workspace
 
@@ -131,7 +132,8 @@ class NetworkScores:
         """Say in one sentence whether the network beats the best baseline on the headline score of a split."""
         metric, scores = self.headline, self.scores[split]
         own = scores.get(self.network, {}).get(metric.name)
-        others = {name: s[metric.name] for name, s in scores.items() if name != self.network and metric.name in s}
+        own_parts = {self.network, *parts_of(self.network, scores)}
+        others = {name: s[metric.name] for name, s in scores.items() if name not in own_parts and metric.name in s}
         if own is None or not others:
             return f"{SPLIT_TITLES.get(split, split)}: nothing to compare."
         sign = 1 if metric.higher_is_better else -1

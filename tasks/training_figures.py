@@ -125,7 +125,9 @@ def _scores(network: NetworkScores) -> Figure:
         named = {network.title if model == network.network else model: scores for model, scores in models.items()}
         title = SPLIT_TITLES.get(split, split)
         splits[title] = {model: scores[metric.name] for model, scores in named.items() if metric.name in scores}
-    return score_figure(splits, network.title, metric.title.replace("R²", "$R^2$"))
+    return score_figure(
+        splits, network.title, metric.title.replace("R²", "$R^2$"), 0.5 if metric.name == "roc_auc" else 0.0
+    )
 
 
 def _parity_panels(network: NetworkScores) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 """Networks: training, pre-training, tuning, explanation, validation."""
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -39,10 +40,16 @@ app.add_typer(benchmark, name="benchmark", no_args_is_help=True)
 
 def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
     from flows.display import print_scores
+    from tasks.exceptions import MissingStageError
+    from tasks.model_store import chosen_version
+    from tasks.model_versions import tell_in_use
 
     settings = load_settings(profile, workspace=workspace, **{name: choices})
     stages = ("grid", f"train-{name}") if data else (f"train-{name}",)
+    before = None
     with opened(settings, stages) as (place, console):
+        with contextlib.suppress(MissingStageError):
+            before = chosen_version(place, name)
         if name == "bnas":
             from flows.train_bnas import train_bnas
 
@@ -56,6 +63,8 @@ def _train(name: str, profile: str | None, workspace: str | None, data: str | No
 
         place = collection(place, collection_name(data))
     print_scores(console, place, (name,))
+    if not data:
+        console.print(tell_in_use(place, name, before))
     console.print(f"The network, its scores and figures: {location(place, f'models/{name}')}")
 
 

@@ -129,6 +129,12 @@ def test_scores_have_a_spread_an_interval_and_a_gain_over_the_forest(judged):
 def test_the_papers_tables_stand_beside_ours(judged):
     text = judged[0].read_bytes(TABLES).decode()
     assert "width 8 in place of 512" in text
+    assert re.search(
+        r"\ns2s\.jsonl \(hash \w{12}\), 1 lines refused, see stages/benchmark-s2s/rejected\.parquet: 10 ", text
+    )
+    told = judged[0].read_json(METHODS_FILE)["data"]
+    assert told["hash"] == judged[1].data_hash
+    assert told["refused"] == 1
     lines = [line for line in text.splitlines() if line.startswith("|")]
 
     def row(start: str) -> list[str]:
@@ -147,6 +153,26 @@ def test_the_papers_tables_stand_beside_ours(judged):
     assert "none has the composition of a held-out one" in text
     drawn = {f"{FOLDER}/{name}.svg" for name in ("roc", "scores", "reliability")}
     assert set(judged[0].list(f"{FOLDER}/*.svg")) == drawn
+
+
+def test_tables_tell_of_what_was_run_alone(tmp_path, lines):
+    data = write_lines(tmp_path / "s2s.jsonl", lines)
+    workspace = Workspace(tmp_path / "w")
+    plan = make_plan(data, SETTINGS.model_copy(update={"methods": ("baselines",)}))
+    for part in plan.parts:
+        run_part(workspace.url, plan, part)
+    gather(workspace, plan)
+    text = workspace.read_bytes(TABLES).decode()
+    assert "| Statistic (Magpie, random forest) |" in text
+    assert "refused" not in text
+    for other in ("Epochs in place", "scaled down", "Table 3", "Table 4", "not possible here"):
+        assert other not in text
+
+
+def test_too_few_crystals_are_told_with_the_lines_that_were_refused(tmp_path, lines):
+    data = write_lines(tmp_path / "s2s.jsonl", [lines[0], {"superconductor": 1}])
+    with pytest.raises(InputError, match=r"2 folds need at least 2 crystals of each class; .* 1 lines were refused: "):
+        make_plan(data, SETTINGS)
 
 
 def test_every_method_has_its_reliability(judged):

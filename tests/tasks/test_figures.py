@@ -176,6 +176,13 @@ def test_the_learning_rate_stands_below_the_losses():
     assert [list(line.get_ydata()) for line in below.lines] == [list(CURVES["learning_rate"])] * 3
 
 
+def test_scores_are_drawn_best_first_from_chance_on():
+    scores = {"random": {name: Interval(value, value, value) for name, value in (("a", 0.6), ("b", 0.9), ("own", 0.8))}}
+    (axis,) = figures.score_figure(scores, "own", "ROC AUC", chance=0.5).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["own", "b", "a"]
+    assert axis.get_xlim()[0] == pytest.approx(0.48)
+
+
 def test_axes_carry_units():
     (axis, _) = ALL_FIGURES["parity"]().axes
     assert "(K)" in axis.get_xlabel()

@@ -8,7 +8,7 @@ import pytest
 from flows.display import HEADLINE as SHOWN_HEADLINE
 from tasks.exceptions import InputError
 from tasks.model_store import chosen_version, promote, promoted_version, rollback
-from tasks.model_versions import HEADLINE, compare_versions, find_version, list_versions, read_version
+from tasks.model_versions import HEADLINE, compare_versions, find_version, list_versions, read_version, tell_in_use
 from tasks.prediction import INDEX, SUPERCONDUCTORS, Predictor
 from tasks.screening import RESULT, SHAPING, join_parts, plan_screening, screen_to_part
 from tasks.screening_plan import pin_networks
@@ -41,6 +41,23 @@ def test_without_a_promotion_the_latest_is_in_use_and_with_one_it_is_that(two):
         before["bnas"]: (True, False, True),
         after["bnas"]: (False, True, False),
     }
+
+
+def test_after_a_training_it_is_told_which_version_is_in_use(two):
+    workspace, before, after = two
+    old, new = before["s2snet"], after["s2snet"]
+    assert tell_in_use(workspace, "s2snet", None) == f"Screening and prediction ask {new} from now on"
+    told = tell_in_use(workspace, "s2snet", old)
+    assert told.startswith(f"Screening and prediction ask {new} from now on, in place of {old}: equal on folds ")
+    assert told.endswith(f"; back: meissner models promote {old}")
+    metrics = workspace.read_json(f"models/s2snet/{new}/metrics.json")
+    metrics["scores"]["chemical-system"]["s2snet"]["roc_auc"]["value"] = 0.31
+    workspace.write_json(f"models/s2snet/{new}/metrics.json", metrics)
+    assert ": worse on folds chemical-system, 0.31 after 1.00; " in tell_in_use(workspace, "s2snet", old)
+    promote(workspace, "s2snet", old)
+    assert tell_in_use(workspace, "s2snet", old) == (
+        f"Screening and prediction still ask {old}, which was promoted; meissner models promote {new}"
+    )
 
 
 def test_a_rollback_is_one_step_and_there_is_none_before_the_first(two):

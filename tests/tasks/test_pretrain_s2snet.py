@@ -1,6 +1,7 @@
 """The stage pretrain-s2snet on small real crystals: what it stores, and how a training starts from it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,7 +212,15 @@ def test_the_commands_pretrain_and_train(tmp_path, rows):
     stored = load_model(workspace, "s2snet")
     assert stored.config["pretrained"] == version
     assert "S2SNet" in shown
-    assert "Magpie, random forest" in shown
+    assert "network and trees" not in shown
+    assert f"Screening and prediction ask {stored.version} from now on\n" in shown
+    shown = run("train", "s2snet", "--folds", "2", "--split", "random")
+    latest = load_model(workspace, "s2snet").version
+    assert "network and trees" in shown
+    assert re.search(r"Its network alone: random \d\.\d\d .*\nIts trees alone: random \d\.\d\d ", shown)
+    assert f"ask {latest} from now on, in place of {stored.version}: " in shown
+    assert re.search(r" on folds random, \d\.\d\d after \d\.\d\d; back: ", shown)
+    assert f"back: meissner models promote {stored.version}" in shown
 
 
 def test_held_out_crystals_that_can_tell_nothing_are_refused_before_the_training(tmp_path, rows):
