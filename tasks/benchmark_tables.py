@@ -152,8 +152,8 @@ def as_markdown(
     lines = [
         "# S2S benchmark",
         f"{source}: {crystals}; {settings.folds} folds, seed {settings.seed}. "
-        "Mean ± standard deviation over the folds, with the 95 % bootstrap interval over all held-out crystals together. "
-        "Gain: AUC above the forest on the same crystals, paired bootstrap.",
+        "Mean ± standard deviation over the folds, with the 95 % bootstrap interval over all held-out crystals "
+        "together. Gain: AUC above the forest on the same crystals, paired bootstrap.",
         *_notes(methods, settings, chosen, seen),
     ]
     for split in splits:

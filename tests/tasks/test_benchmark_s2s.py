@@ -325,7 +325,7 @@ def test_the_reading_of_the_paper_is_scaled_only_below_its_width():
 BAD_SETTINGS = {
     "method": ({"methods": ("forest",)}, r"--methods 'forest' is not one of baselines, cgcnn"),
     "configuration": ({"config": "huge"}, "no configuration 'huge'"),
-    "folds": ({"folds": 11}, "there are 10 superconductors and 10 others"),
+    "folds": ({"folds": 11}, "10 superconduct, 10 do not"),
     "split": ({"splits": ("year",)}, "'year' is not one of random, chemical-system"),
 }
 
