@@ -23,6 +23,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 
 from tasks.archives import MAX_FILE_BYTES, TAR_COMPRESSIONS, is_archive, read_archive
 from tasks.ase_json import ase_rows, structure_from_ase
+from tasks.crystal_parsers import structure_from_cif, structure_from_poscar
 from tasks.exceptions import InputError
 from tasks.formulas import SYMBOLS, FormulaError, parse_formula
 from tasks.optimade import structure_from_optimade
@@ -37,8 +38,6 @@ KINDS = {
 SAME_SITE = 1e-5  # fractional; images of a site this near are one site
 FORMULA_TOLERANCE = 0.01  # relative disagreement between a written formula and the built structure
 MAX_LENGTH = 1000.0  # angstrom; no crystal has a longer cell
-LONG_CIF = 50_000  # characters; sites of a longer CIF are counted before they are compared with each other
-MAX_LISTED_SITES = 4000  # of a CIF: pymatgen's time grows with the square of their number
 MIN_VOLUME = 0.5  # cubic angstrom an atom; the densest solids have above 1
 
 
@@ -203,7 +202,9 @@ def build_structure(crystal: CrystalText) -> Structure:
             raise
         except Exception as error:  # parsers fail in every way on damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot be read as {crystal.kind}: {reason[:300]}") from error
+            raise InputError(
+                f"cannot be read as {crystal.kind}, it may be cut short or damaged: {reason[:300]}"
+            ) from error
     symbols = {getattr(species, "symbol", str(species)) for species in structure.composition}
     unknown = sorted(symbols - SYMBOLS - {"D", "T"})
     if unknown:
@@ -225,24 +226,6 @@ def _check_cell(structure: Structure) -> None:
             f"of {lengths} angstrom; allowed are at least {MIN_VOLUME} cubic angstrom an atom, at most {MAX_LENGTH:g} "
             "angstrom"
         )
-
-
-def _from_cif(text: str) -> Structure:
-    from pymatgen.io.cif import CifFile, CifParser
-
-    if len(text) > LONG_CIF:
-        blocks = CifFile.from_str(text).data.values()
-        listed = max((len(block.data.get("_atom_site_fract_x", ())) for block in blocks), default=0)
-        if listed > MAX_LISTED_SITES:
-            raise InputError(f"lists {listed} sites; at most {MAX_LISTED_SITES} are read")
-    parsed = CifParser.from_str(text, occupancy_tolerance=1.0).parse_structures(primitive=False, on_error="raise")
-    if len(parsed) != 1:
-        raise InputError(f"holds {len(parsed)} structures; one a file is allowed")
-    return parsed[0]
-
-
-def _from_poscar(text: str) -> Structure:
-    return Structure.from_str(text, fmt="poscar")
 
 
 def _from_json(text: str) -> Structure:
@@ -337,8 +320,8 @@ def _check_formula(structure: Structure, formula: str) -> None:
 
 
 _BUILDERS = {
-    "cif": _from_cif,
-    "poscar": _from_poscar,
+    "cif": structure_from_cif,
+    "poscar": structure_from_poscar,
     "json": _from_json,
     "ase": _from_ase,
     "facts": _from_facts,

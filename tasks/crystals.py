@@ -38,7 +38,7 @@ from tasks.settings import CrystalSettings, FetchSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 OUTPUT = "crystals/crystals.parquet"
 MIN_DISTANCE = 0.5  # angstrom; atoms nearer than this overlap (the bond of H2 has 0.74)
 CENTRINGS = 4  # a conventional cell holds at most so many primitive cells
