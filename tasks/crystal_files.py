@@ -35,6 +35,7 @@ KINDS = {
     "poscar": ("POSCAR*", "CONTCAR*", "*.vasp", "*.poscar"),
     "json": ("*.json",),
 }
+CRYSTAL_NAMES = ", ".join(pattern for patterns in KINDS.values() for pattern in patterns)
 SAME_SITE = 1e-5  # fractional; images of a site this near are one site
 FORMULA_TOLERANCE = 0.01  # relative disagreement between a written formula and the built structure
 MAX_LENGTH = 1000.0  # angstrom; no crystal has a longer cell
@@ -76,16 +77,23 @@ def read_crystals(source: str) -> Iterator[CrystalText]:
         yield from _read_archive(source)
     elif path.name.lower().endswith((".csv", ".csv.gz")):
         yield from _read_facts(source)
-    elif kind := _kind(path.name.removesuffix(".gz")):
+    elif kind := crystal_kind(path.name):
         yield from _read_text(path.name.removesuffix(".gz"), kind, decode_text(read_bytes(source), source), source)
     else:
-        allowed = [*(pattern for patterns in KINDS.values() for pattern in patterns), "*.csv", "*.zip"]
-        allowed += [f"*{ending}" for ending in TAR_COMPRESSIONS]
+        check_there(source)
+        allowed = [CRYSTAL_NAMES, "*.csv", "*.zip", *(f"*{ending}" for ending in TAR_COMPRESSIONS)]
         raise InputError(f"{source} is no source of crystals; allowed are a folder, {', '.join(allowed)}")
 
 
-def _kind(name: str) -> str | None:
+def check_there(source: str) -> None:
+    """Raise InputError for a path where nothing is; a URL is not asked."""
+    if "://" not in source and not Path(source).exists():
+        raise InputError(f"Cannot read {source}: there is no such file or folder")
+
+
+def crystal_kind(name: str) -> str | None:
     """How a file is read, by its name; None where it is no crystal."""
+    name = name.removesuffix(".gz")
     matching = (
         kind for kind, patterns in KINDS.items() if any(fnmatch.fnmatch(name.lower(), p.lower()) for p in patterns)
     )
@@ -130,7 +138,7 @@ def _read_entry(default_id: str, entry: Any, source: str) -> CrystalText:
 def _read_member(name: str, data: bytes, source: str) -> Iterator[CrystalText]:
     """The crystals in one member of a folder or archive; what cannot be read becomes a problem."""
     item = CrystalText(name, "cif", "", source)
-    kind = _kind(PurePosixPath(name).name)
+    kind = crystal_kind(PurePosixPath(name).name)
     if len(data) > MAX_FILE_BYTES:
         yield replace(item, problem=f"is larger than {MAX_FILE_BYTES} bytes")
     elif kind is None:

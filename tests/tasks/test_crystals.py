@@ -320,8 +320,14 @@ def test_read_structure(tmp_path, magnesium_diboride):
     assert read_structure(path).composition.reduced_formula == "MgB2"
     with pytest.raises(InputError, match="Cannot read"):
         read_structure(tmp_path / "absent.cif")
-    with pytest.raises(InputError, match="no source of crystals"):
+    (tmp_path / "crystal.docx").touch()
+    with pytest.raises(InputError, match=r"is no crystal file by its name; allowed are \*.cif, POSCAR"):
         read_structure(tmp_path / "crystal.docx")
+    with pytest.raises(InputError, match="no source of crystals"):
+        list(read_crystals(str(tmp_path / "crystal.docx")))
+    for read in (read_structure, lambda path: list(read_crystals(str(path)))):
+        with pytest.raises(InputError, match=r"absent\.docx: there is no such file"):
+            read(tmp_path / "absent.docx")
     with pytest.raises(InputError, match="one CIF, POSCAR or JSON file"):
         read_structure(tmp_path)
 
