@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,6 +30,8 @@ from tasks.workspace import Workspace
 
 STAGES = ("clean", "crystals", "match", "order", "bands", "grid", "train-bnas", "train-s2snet", "screen", "report")
 HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for text with what users named
+NAMED_FILES = 3  # a note about more is one about so many files
 TITLES = {"bnas": "BNAS: R² of ln(Tc + 1)", "s2snet": "S2SNet: ROC AUC"}
 
 
@@ -183,7 +186,7 @@ def print_leakage(console: Console, workspace: Workspace) -> None:
     table.add_row("test materials", *(str(sum(row["test"] for row in of_split[split])) for split in splits))
     console.print(table)
     for line in report.counts["not_seen"] if report else ():
-        console.print(f"[dim]Not seen: {line}[/]", highlight=False)
+        console.print(f"[dim]Not seen: {escape(line)}[/]", highlight=False)
 
 
 def _share(folds: Sequence[dict[str, Any]], kind: str) -> str:
@@ -269,6 +272,9 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
     for row in rows:
         if row["error"]:
             sys.stderr.write(f"meissner: {row['error']}\n")
+    refused = sum(row["error"] is not None for row in rows)
+    if refused and len(rows) > 1:
+        sys.stderr.write(f"{refused} of {len(rows)} files {'was' if refused == 1 else 'were'} refused.\n")
     if form == "json":
         console.out(json.dumps(rows, indent=1), highlight=False)
         return
@@ -291,11 +297,23 @@ def print_predictions(console: Console, predictions: Sequence[Any], form: str) -
         table.add_column(heading)
     for row in rows:
         if not row["error"]:
-            table.add_row(*_prediction_cells(row))
+            table.add_row(*map(escape, _prediction_cells(row)))
     if table.row_count:
         console.print(table)
-    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
-        console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
+    for note in _notes([row for row in rows if not row["error"]]):
+        console.print(note, style="dim", **PLAIN)
+
+
+def _notes(answers: Sequence[dict[str, Any]]) -> list[str]:
+    """What is said beside the table, each once; with the files that it is about, unless these are all."""
+    files: dict[str, list[str]] = {}
+    for row in answers:
+        if row["note"]:
+            files.setdefault(row["note"], []).append(Path(row["file"]).name)
+    few = {
+        note: ", ".join(names) if len(names) <= NAMED_FILES else f"{len(names)} files" for note, names in files.items()
+    }
+    return [note if len(names) == len(answers) else f"{few[note]}: {note}" for note, names in files.items()]
 
 
 def print_benchmark(console: Console, workspace: Workspace) -> None:
@@ -329,7 +347,7 @@ def print_pairs(console: Console, workspace: Workspace) -> None:
             numbers[:2] = f"{row['tc_kelvin']:.2f}", f"{row['tc_low_kelvin']:.1f} to {row['tc_high_kelvin']:.1f}"
         place = f"{row['collection']}: " if row["collection"] else ""
         material = f"{place}{row['material_id']}" if row["found"] else ""
-        table.add_row(str(row["pair"]), name, row["space_group"], measured, published, *numbers, material)
+        table.add_row(str(row["pair"]), name, row["space_group"], measured, published, *numbers, escape(material))
     console.print(table)
     counts = count_pairs(found)
     if counts["pairs"]:
@@ -338,7 +356,7 @@ def print_pairs(console: Console, workspace: Workspace) -> None:
     for row in rows:
         if row["note"]:
             pressure = f" at {row['pressure_gpa']:g} GPa" if row["pressure_gpa"] else ""
-            console.print(f"{row['formula']}{pressure}: {row['note']}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{row['formula']}{pressure}: {row['note']}", **PLAIN)
 
 
 def print_time_machine(console: Console, workspace: Workspace) -> None:
@@ -357,9 +375,9 @@ def print_time_machine(console: Console, workspace: Workspace) -> None:
             table.add_row(row.model, *(cell.text if cell else "-" for cell in row.cells))
         console.print(table)
     for verdict in found.verdicts:
-        console.print(verdict, highlight=False, markup=False, soft_wrap=True)
+        console.print(verdict, **PLAIN)
     for item in found.refused:
-        console.print(f"{item['item']}: {item['reason']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{item['item']}: {item['reason']}", **PLAIN)
 
 
 ACTIVATION = {  # columns of the table of activation maps: title to number
@@ -392,7 +410,7 @@ def print_explanation(console: Console, found: Any, files: Sequence[str]) -> Non
         table.add_row(text, "-" if numbers[name] is None else f"{numbers[name]:z.2f}")
     console.print(table)
     for line in [*found.words, *files]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, **PLAIN)
 
 
 def print_activations(console: Console, found: Sequence[Any], files: Sequence[str], rejected: Sequence[Any]) -> None:
@@ -405,14 +423,14 @@ def print_activations(console: Console, found: Sequence[Any], files: Sequence[st
     for one in found:
         numbers = one.numbers
         cells = ["-" if numbers[name] is None else f"{numbers[name]:z.2f}" for name in ACTIVATION.values()]
-        table.add_row(numbers["material_id"], numbers["formula"], f"{numbers['probability']:.2f}", *cells)
+        table.add_row(escape(numbers["material_id"]), numbers["formula"], f"{numbers['probability']:.2f}", *cells)
     console.print(table)
     for one in found:
-        console.print(f"{one.numbers['material_id']}: {' '.join(one.words)}", highlight=False, soft_wrap=True)
+        console.print(f"{one.numbers['material_id']}: {' '.join(one.words)}", **PLAIN)
     for refusal in rejected:
-        console.print(f"{refusal.item} is left out: {refusal.reason}", highlight=False, soft_wrap=True, style="yellow")
+        console.print(f"{refusal.item} is left out: {refusal.reason}", **PLAIN, style="yellow")
     for line in files:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, **PLAIN)
 
 
 def _prediction_cells(row: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.display import STAGES
@@ -55,16 +56,16 @@ def _machine() -> Table:
 def _engines(settings: Settings) -> Table:
     table = _table("Band engines", "engine", "can run", "why not, or what it is")
     gpaw = gpaw_available()
-    table.add_row("gpaw", "yes" if gpaw else "no", gpaw.reason or "PAW-PBE in plane waves, the open engine")
+    table.add_row("gpaw", "yes" if gpaw else "no", escape(gpaw.reason or "PAW-PBE in plane waves, the open engine"))
     engine = VaspBandMaker(settings=settings.vasp)
     vasp = engine.available()
     what = f"{engine.command}; POTCARs in {potcar_folder(settings.vasp)} ({settings.vasp.potcar_functional})"
-    table.add_row("vasp", "yes" if vasp else "no", vasp.reason or what)
+    table.add_row("vasp", "yes" if vasp else "no", escape(vasp.reason or what))
     cluster = settings.cluster
     if cluster.kind == "slurm":
         found = shutil.which("sbatch")
         slurm = f"up to {cluster.jobs} jobs of {cluster.cores} cores, {cluster.memory}, {cluster.wall_time}"
-        table.add_row("on Slurm", "yes" if found else "no", slurm if found else "sbatch is not there")
+        table.add_row("on Slurm", "yes" if found else "no", escape(slurm) if found else "sbatch is not there")
     return table
 
 
@@ -77,7 +78,7 @@ def _workspace(settings: Settings) -> Table:
         state = f"not writable: {error}"
     if place.is_local and place.local(".").exists():
         state += f", {shutil.disk_usage(place.local('.')).free / 1e9:.1f} GB free"
-    table = _table(f"Workspace {place.url} ({state})", "stage", "finished", "rows in", "refused", "seconds")
+    table = _table(escape(f"Workspace {place.url} ({state})"), "stage", "finished", "rows in", "refused", "seconds")
     for stage in STAGES:
         if report := read_report(place, stage):
             finished = f"{report.finished:%Y-%m-%d %H:%M}"

@@ -169,7 +169,7 @@ def _reasons(workspace: Workspace, report: StageReport) -> dict[str, int]:
 
 def print_status(console: Console, status: Status) -> None:
     """Print the tables, empty ones left out."""
-    console.print(f"[dim]{status.workspace} · Prefect server {status.server}[/]")
+    console.print(f"[dim]{escape(status.workspace)} · Prefect server {status.server}[/]")
     _print_runs(console, "Last runs", status.last, status.at)
     _print_runs(console, "Under way", status.running, status.at, more="progress")
     _print_runs(console, "Next", status.next, status.at)
@@ -199,7 +199,7 @@ def _print_runs(console: Console, title: str, runs: Sequence[Run], now: datetime
         state = f"[{colour}]{run.state}[/]" if colour else run.state
         took = "" if run.seconds is None else f"{run.seconds:.1f} s"
         last = [escape((getattr(run, more) or "").partition("\n")[0])] if more else []
-        table.add_row(run.flow, run.run, state, age(now, run.at), took, *last)
+        table.add_row(escape(run.flow), escape(run.run), state, age(now, run.at), took, *last)
     if runs:
         console.print(table)
 

@@ -88,6 +88,11 @@ def find_crystal(workspace: Workspace, name: str) -> Sample:
     measured = set(table.filter(pc.is_valid(table["tc_kelvin"]))["formula"].to_pylist()) if table else set()
     if Path(name).is_file():
         structure = read_structure(name)
+        if not structure.is_ordered:
+            raise InputError(
+                f"{name}: {structure.formula} has sites of partial occupancy; give an ordered cell of it, or the id of "
+                f"an ordered crystal of {workspace.url}"
+            )
         return Sample(Path(name).stem, structure, structure.composition.reduced_formula in measured)
     rows = table.filter(pc.equal(table["material_id"], pa.scalar(name))).to_pylist() if table else []
     if not rows:

@@ -23,6 +23,7 @@ from pymatgen.symmetry.groups import SpaceGroup
 
 from tasks.archives import MAX_FILE_BYTES, TAR_COMPRESSIONS, is_archive, read_archive
 from tasks.ase_json import ase_rows, structure_from_ase
+from tasks.crystal_parsers import structure_from_cif, structure_from_poscar
 from tasks.exceptions import InputError
 from tasks.formulas import SYMBOLS, FormulaError, parse_formula
 from tasks.optimade import structure_from_optimade
@@ -34,11 +35,10 @@ KINDS = {
     "poscar": ("POSCAR*", "CONTCAR*", "*.vasp", "*.poscar"),
     "json": ("*.json",),
 }
+CRYSTAL_NAMES = ", ".join(pattern for patterns in KINDS.values() for pattern in patterns)
 SAME_SITE = 1e-5  # fractional; images of a site this near are one site
 FORMULA_TOLERANCE = 0.01  # relative disagreement between a written formula and the built structure
 MAX_LENGTH = 1000.0  # angstrom; no crystal has a longer cell
-LONG_CIF = 50_000  # characters; sites of a longer CIF are counted before they are compared with each other
-MAX_LISTED_SITES = 4000  # of a CIF: pymatgen's time grows with the square of their number
 MIN_VOLUME = 0.5  # cubic angstrom an atom; the densest solids have above 1
 
 
@@ -77,16 +77,23 @@ def read_crystals(source: str) -> Iterator[CrystalText]:
         yield from _read_archive(source)
     elif path.name.lower().endswith((".csv", ".csv.gz")):
         yield from _read_facts(source)
-    elif kind := _kind(path.name.removesuffix(".gz")):
+    elif kind := crystal_kind(path.name):
         yield from _read_text(path.name.removesuffix(".gz"), kind, decode_text(read_bytes(source), source), source)
     else:
-        allowed = [*(pattern for patterns in KINDS.values() for pattern in patterns), "*.csv", "*.zip"]
-        allowed += [f"*{ending}" for ending in TAR_COMPRESSIONS]
+        check_there(source)
+        allowed = [CRYSTAL_NAMES, "*.csv", "*.zip", *(f"*{ending}" for ending in TAR_COMPRESSIONS)]
         raise InputError(f"{source} is no source of crystals; allowed are a folder, {', '.join(allowed)}")
 
 
-def _kind(name: str) -> str | None:
+def check_there(source: str) -> None:
+    """Raise InputError for a path where nothing is; a URL is not asked."""
+    if "://" not in source and not Path(source).exists():
+        raise InputError(f"Cannot read {source}: there is no such file or folder")
+
+
+def crystal_kind(name: str) -> str | None:
     """How a file is read, by its name; None where it is no crystal."""
+    name = name.removesuffix(".gz")
     matching = (
         kind for kind, patterns in KINDS.items() if any(fnmatch.fnmatch(name.lower(), p.lower()) for p in patterns)
     )
@@ -131,7 +138,7 @@ def _read_entry(default_id: str, entry: Any, source: str) -> CrystalText:
 def _read_member(name: str, data: bytes, source: str) -> Iterator[CrystalText]:
     """The crystals in one member of a folder or archive; what cannot be read becomes a problem."""
     item = CrystalText(name, "cif", "", source)
-    kind = _kind(PurePosixPath(name).name)
+    kind = crystal_kind(PurePosixPath(name).name)
     if len(data) > MAX_FILE_BYTES:
         yield replace(item, problem=f"is larger than {MAX_FILE_BYTES} bytes")
     elif kind is None:
@@ -203,7 +210,9 @@ def build_structure(crystal: CrystalText) -> Structure:
             raise
         except Exception as error:  # parsers fail in every way on damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"cannot be read as {crystal.kind}: {reason[:300]}") from error
+            raise InputError(
+                f"cannot be read as {crystal.kind}, it may be cut short or damaged: {reason[:300]}"
+            ) from error
     symbols = {getattr(species, "symbol", str(species)) for species in structure.composition}
     unknown = sorted(symbols - SYMBOLS - {"D", "T"})
     if unknown:
@@ -225,24 +234,6 @@ def _check_cell(structure: Structure) -> None:
             f"of {lengths} angstrom; allowed are at least {MIN_VOLUME} cubic angstrom an atom, at most {MAX_LENGTH:g} "
             "angstrom"
         )
-
-
-def _from_cif(text: str) -> Structure:
-    from pymatgen.io.cif import CifFile, CifParser
-
-    if len(text) > LONG_CIF:
-        blocks = CifFile.from_str(text).data.values()
-        listed = max((len(block.data.get("_atom_site_fract_x", ())) for block in blocks), default=0)
-        if listed > MAX_LISTED_SITES:
-            raise InputError(f"lists {listed} sites; at most {MAX_LISTED_SITES} are read")
-    parsed = CifParser.from_str(text, occupancy_tolerance=1.0).parse_structures(primitive=False, on_error="raise")
-    if len(parsed) != 1:
-        raise InputError(f"holds {len(parsed)} structures; one a file is allowed")
-    return parsed[0]
-
-
-def _from_poscar(text: str) -> Structure:
-    return Structure.from_str(text, fmt="poscar")
 
 
 def _from_json(text: str) -> Structure:
@@ -337,8 +328,8 @@ def _check_formula(structure: Structure, formula: str) -> None:
 
 
 _BUILDERS = {
-    "cif": _from_cif,
-    "poscar": _from_poscar,
+    "cif": structure_from_cif,
+    "poscar": structure_from_poscar,
     "json": _from_json,
     "ase": _from_ase,
     "facts": _from_facts,

@@ -18,7 +18,14 @@ from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
 from tasks.archives import is_archive
-from tasks.crystal_files import CrystalText, build_structure, read_crystals
+from tasks.crystal_files import (
+    CRYSTAL_NAMES,
+    CrystalText,
+    build_structure,
+    check_there,
+    crystal_kind,
+    read_crystals,
+)
 from tasks.crystal_sources import (
     MATERIALS_PROJECT,
     STAGE,
@@ -38,7 +45,7 @@ from tasks.settings import CrystalSettings, FetchSettings
 from tasks.stages import Rejection, StageOutcome, StageReport, run_stage
 from tasks.workspace import Workspace
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 OUTPUT = "crystals/crystals.parquet"
 MIN_DISTANCE = 0.5  # angstrom; atoms nearer than this overlap (the bond of H2 has 0.74)
 CENTRINGS = 4  # a conventional cell holds at most so many primitive cells
@@ -56,8 +63,17 @@ def read_structure(path: str | Path) -> Structure:
     InputError
         If the file is missing, unreadable, or holds no or several crystals; the message names the file.
     """
-    if Path(path).is_dir() or is_archive(str(path)) or Path(path).suffix.lower() == ".csv":
-        raise InputError(f"{path} may hold many crystals; one CIF, POSCAR or JSON file is expected")
+    check_there(str(path))
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; one CIF, POSCAR or JSON file is expected: give its files, {path}/*")
+    if is_archive(str(path)):
+        raise InputError(
+            f"{path} is an archive; one CIF, POSCAR or JSON file is expected: unpack it and give its files, FOLDER/*"
+        )
+    if Path(path).name.lower().endswith((".csv", ".csv.gz")):
+        raise InputError(f"{path} is a table of crystals; one CIF, POSCAR or JSON file is expected")
+    if not crystal_kind(Path(path).name):
+        raise InputError(f"{path} is no crystal file by its name; allowed are {CRYSTAL_NAMES}, and these with .gz")
     crystals = list(read_crystals(str(path)))
     if len(crystals) != 1:
         raise InputError(f"{path} holds {len(crystals)} crystals; one is expected")

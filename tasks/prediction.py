@@ -22,8 +22,10 @@ from pymatgen.core import Structure
 from models.applicability import TrainingDistance
 from models.crystals import CrystalGraph
 from models.exceptions import CheckpointError, MeissnerError
+from tasks.archives import is_archive
 from tasks.band_sources import bands_from_pymatgen
 from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
+from tasks.crystal_files import CRYSTAL_NAMES, check_there, crystal_kind
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import grid_of, make_grid
@@ -40,6 +42,8 @@ from tasks.workspace import Workspace
 NO_ATOMS = "a tight-binding model has no atoms for S2SNet to read, and no composition to compare"
 NEEDS_BANDS = "BNAS reads bands: give the vasprun.xml of a uniform k-point run for a critical temperature"
 ORDERED_CELL = "S2SNet was asked about an ordered cell of the partial occupancies, {} ({} sites)"
+PARTIAL = "{} has sites of partial occupancy; --disorder order (in Python, disorder) asks about an ordered cell"
+TAKES = f"{CRYSTAL_NAMES}, vasprun.xml, *_hr.dat, and these with .gz"
 INDEX = "grids/index.parquet"
 SUPERCONDUCTORS = "supercon/superconductors.parquet"
 SUPERCONDUCTOR_KELVIN = 1.0  # BNAS says superconductor from here on: its label ln(Tc + 1) hardly resolves less
@@ -199,11 +203,14 @@ def _predict_file(
 ) -> Prediction:
     """The answer for one file; only a missing network is raised."""
     try:
+        _check_takes(path)
         bands = _read_bands(path, efermi)
         if isinstance(bands, TightBinding):
             answer = _ask_model(bands, predictor)
         else:
             structure = Structure(bands.lattice, bands.species, bands.coords) if bands else read_structure(path)
+            if disorder == "refuse" and not structure.is_ordered:
+                raise InputError(PARTIAL.format(structure.formula))
             cell = without_disorder(structure, disorder)
             graph = predictor.s2snet.graph(cell)  # refuses what is too large for the search of a space group
             distances = [predictor.s2snet_distance, *([predictor.distance] if bands else [])]
@@ -224,14 +231,32 @@ def _predict_file(
     return Prediction(file=str(path), **rounded)
 
 
+def _check_takes(path: Path) -> None:
+    """Raise InputError for what is not there, and for what is no single file of a kind that is read."""
+    check_there(str(path))
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give its files: {path}/*")
+    if is_archive(path.name):
+        raise InputError(f"{path} is an archive; unpack it and give its files: FOLDER/*")
+    if not (crystal_kind(path.name) or _is_vasprun(path) or _is_model(path)):
+        raise InputError(f"{path} is no file that is read, by its name; allowed are {TAKES}")
+
+
+def _is_vasprun(path: Path) -> bool:
+    return "vasprun" in path.name.lower() or ".xml" in {suffix.lower() for suffix in path.suffixes}
+
+
+def _is_model(path: Path) -> bool:
+    return path.name.lower().endswith(("_hr.dat", "_hr.dat.gz"))
+
+
 def _read_bands(path: Path, efermi: float | None) -> UniformBands | TightBinding | None:
     """Bands in a file, or None where it holds a crystal alone."""
-    name = path.name.lower()
-    if "vasprun" in name or ".xml" in {suffix.lower() for suffix in path.suffixes}:
+    if _is_vasprun(path):
         return UniformBands.from_vasprun(path)
-    if name.endswith(("_hr.dat", "_hr.dat.gz")):
+    if _is_model(path):
         return _with_fermi_level(read_wannier90_hr(path, efermi=efermi), path)
-    if name.endswith((".json", ".json.gz")):
+    if path.name.lower().endswith((".json", ".json.gz")):
         document = _read_json(path)
         if isinstance(document, dict) and document.get("@class") in {"BandStructure", "BandStructureSymmLine"}:
             return bands_from_pymatgen(document, path.name)

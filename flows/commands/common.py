@@ -73,6 +73,7 @@ def opened(
 ) -> Iterator[tuple["Workspace", "Console"]]:
     """A checked workspace, a Prefect server, a live display, and a Ctrl-C that stops within seconds."""
     from rich.console import Console
+    from rich.markup import escape
 
     from flows.display import live_stages
     from flows.interrupt import stop_on_interrupt
@@ -85,10 +86,13 @@ def opened(
     console = Console(stderr=to_stderr)
     with stop_on_interrupt(), prefect_server(place) as server:
         mark_crashed_runs(server)
-        console.print(f"[dim]Workspace {place.url} · Prefect's UI {server.ui_url}[/]")
+        console.print(f"[dim]Workspace {escape(place.url)} · Prefect's UI {server.ui_url}[/]")
         with live_stages(console, stages) as close_display, stop_on_interrupt(server, close_display):
             yield place, console
 
 
 def location(place: "Workspace", name: str) -> str:
-    return str(place.local(name)) if place.is_local else f"{place.url}/{name}"
+    """Where something lies, escaped for rich."""
+    from rich.markup import escape
+
+    return escape(str(place.local(name)) if place.is_local else f"{place.url}/{name}")

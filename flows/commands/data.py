@@ -137,12 +137,14 @@ def dataset_s2s(
 ) -> None:
     """Crystals for S2SNet, superconducting and others. Example: meissner dataset s2s --ratio 3 --export s2s.jsonl.gz"""
     settings = load_settings(profile, workspace=workspace, s2s={"negatives_per_positive": ratio, "seed": seed})
+    from rich.markup import escape
+
     with opened(settings, ("s2s",)) as (place, console):
         from flows.dataset import s2s as flow
 
         report = flow(settings.workspace, settings.s2s, settings.matching, export)
     console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.counts.items()))
-    console.print(f"The set: {export or location(place, 'datasets/s2s.parquet')}")
+    console.print(f"The set: {escape(export) if export else location(place, 'datasets/s2s.parquet')}")
 
 
 @app.command()

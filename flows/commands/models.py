@@ -28,6 +28,7 @@ def _place(profile: str | None, workspace: str | None) -> "Workspace":
 def list_models(profile: Profile = None, workspace: Place = None, as_json: AsJson = False) -> None:
     """All trained versions with their scores. Example: meissner models list --json"""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tasks.model_versions import list_versions
@@ -37,7 +38,7 @@ def list_models(profile: Profile = None, workspace: Place = None, as_json: AsJso
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in found], indent=1))
         return
-    table = Table(title=f"Networks in {place.url}", title_justify="left")
+    table = Table(title=f"Networks in {escape(place.url)}", title_justify="left")
     for heading in ("network", "version", "trained", "score", "on", "data", "code", "state"):
         table.add_column(heading)
     for row in found:
@@ -47,7 +48,8 @@ def list_models(profile: Profile = None, workspace: Place = None, as_json: AsJso
         trained = f"{row.trained:%Y-%m-%d %H:%M}" if row.trained else ""
         numbers = "" if score is None else f"{score:.3f}", split, (row.data or "")[:10], str(row.code_version or "")
         table.add_row(row.name, row.version, trained, *numbers, state)
-    Console().print(table if found else f"No trained network in {place.url}; train one with `meissner train bnas`")
+    none = f"No trained network in {escape(place.url)}; train one with `meissner train bnas`"
+    Console().print(table if found else none)
 
 
 @models.command("compare")
@@ -56,6 +58,7 @@ def compare(
 ) -> None:
     """What differs between two versions. Example: meissner models compare 0f3a 91bc"""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tasks.model_versions import compare_versions
@@ -66,7 +69,7 @@ def compare(
         return
     table = Table(show_header=False)
     for name, (first, second) in found.items():
-        table.add_row(name, _text(first), _text(second), _change(first, second))
+        table.add_row(*map(escape, (name, _text(first), _text(second), _change(first, second))))
     Console().print(table)
 
 

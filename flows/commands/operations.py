@@ -133,7 +133,7 @@ def status(
 
 def _shown(console: "Console") -> "Callable[[str, str, str], None]":
     def show(kind: str, name: str, outcome: str) -> None:
-        console.print(f"{kind:11} {name:36} {outcome}", highlight=False)
+        console.print(f"{kind:11} {name:36} {outcome}", highlight=False, markup=False)
 
     return show
 

@@ -88,7 +88,8 @@ def screen(
         flow(settings.workspace, settings.screening, named, collection, **steps, processes=settings.processes)
     print_candidates(console, there)
     if there is not place:
-        console.print(f"All of them: {location(there, RESULT)}\nThe report: meissner report --workspace {there.url}")
+        console.print(f"All of them: {location(there, RESULT)}")
+        console.print(f"The report: meissner report --workspace {there.url}", markup=False)
 
 
 @app.command()
@@ -108,9 +109,12 @@ def predict(
     from rich.console import Console
 
     from flows.display import print_predictions
+    from tasks.exceptions import InputError
     from tasks.screening import predict as answer
     from tasks.workspace import Workspace
 
+    if as_json and as_csv:
+        raise InputError("--json and --csv exclude each other; give one of them")
     settings = load_settings(profile, workspace=workspace)
     predictions = answer(files, Workspace(settings.workspace), settings.screening, efermi, disorder)
     print_predictions(Console(), predictions, "json" if as_json else "csv" if as_csv else "table")
@@ -136,7 +140,9 @@ def report(
 def _print_next_steps(console: "Console", place: "Workspace") -> None:
     import shutil
 
-    option = "" if place.url == "workspace" else f" --workspace {place.url}"
+    from rich.markup import escape
+
+    option = "" if place.url == "workspace" else f" --workspace {escape(place.url)}"
     meissner = "meissner" if shutil.which("meissner") else sys.argv[0]
     console.print(f"\nThe report: [bold]{location(place, 'report/index.html')}[/]")
     console.print("Next:")

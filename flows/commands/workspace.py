@@ -65,7 +65,7 @@ def check(
             console.print(f"{one.place} is not made again here: {one.again}", markup=False, soft_wrap=True)
     if left or failed:
         raise typer.Exit(1)
-    console.print(f"All that is stored in {place.url} is whole{' again' if found else ''}")
+    console.print(f"All that is stored in {place.url} is whole{' again' if found else ''}", markup=False)
 
 
 def _check(place: "Workspace", console: "Console") -> "list[Finding]":
@@ -136,9 +136,9 @@ def collect(
     place, console = Workspace(load_settings(profile, workspace=workspace).workspace), Console()
     found = find_leftovers(place, now)
     if not found:
-        console.print(f"Nothing in {place.url} is left over{'' if now else ' that is older than a day'}")
+        console.print(f"Nothing in {escape(place.url)} is left over{'' if now else ' that is older than a day'}")
         return
-    table = Table(title=f"Nothing refers to these in {place.url}", title_justify="left")
+    table = Table(title=f"Nothing refers to these in {escape(place.url)}", title_justify="left")
     for heading in ("place", "why", "megabytes", "written"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "megabytes" else "left")
     for one in found:

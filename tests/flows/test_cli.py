@@ -123,3 +123,12 @@ def test_bad_reports_end_at_the_door(tmp_path, name):
     assert word in result.stderr.lower()
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "w" / "supercon").exists()
+
+
+def test_a_workspace_with_brackets_in_its_name_is_shown_whole(tmp_path):
+    place = tmp_path / "[red]runs"
+    place.mkdir()
+    for arguments in (("models", "list"), ("workspace", "gc")):
+        shown = meissner(*arguments, "--workspace", place)
+        assert shown.returncode == 0, shown.stderr
+        assert "[red]runs" in shown.stdout

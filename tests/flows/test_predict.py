@@ -50,6 +50,7 @@ def test_a_bad_file_has_its_sentence_and_the_others_their_answers(printed):
         assert result.returncode == 0
         assert result.stderr.count("meissner: ") == 1
         assert "bad.cif" in result.stderr
+        assert result.stderr.endswith("\n1 of 4 files was refused.\n")
     rows = json.loads(printed["--json"].stdout)
     assert [Path(row["file"]).name for row in rows] == ["VC.cif", "bad.cif", "layer_hr.dat", "NbN.cif"]
     assert [row["error"] is None for row in rows] == [True, False, True, True]
@@ -104,10 +105,51 @@ def test_partial_occupancies_are_refused_or_ordered_as_asked(screened, tmp_path)
     Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.3), [{"Nb": 0.5, "V": 0.5}, "N"], sites).to(str(file))
     refused = predict(screened, file)
     assert refused.returncode == 2
-    assert "partial occupancy" in refused.stderr
+    assert "partial occupancy; --disorder order" in refused.stderr
     ordered = predict(screened, file, "--disorder", "order", "--json")
     assert ordered.returncode == 0, ordered.stderr
     (row,) = json.loads(ordered.stdout)
     assert row["formula"] == "NbVN2"
     assert 0 < row["probability"] < 1
     assert "asked about an ordered cell of the partial occupancies, Nb" in row["note"]
+
+
+def test_names_in_brackets_are_shown_and_notes_name_their_files(screened, files, tmp_path):  # noqa: F811
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    asked = [tmp_path / "[red]alloy.cif", tmp_path / "other.cif"]
+    for file, second in zip(asked, ("V", "Ti"), strict=True):
+        alloy = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.3), [{"Nb": 0.5, second: 0.5}, "N"], sites)
+        file.write_text(alloy.to(fmt="cif"))
+    result = predict(screened, *asked, files["VC.cif"], files["NbN.cif"], "--disorder", "order")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    table, _, notes = result.stdout.partition("other.cif")
+    assert "[red]alloy.cif" in table
+    assert "\n[red]alloy.cif: S2SNet was asked about an ordered cell" in notes
+    assert "\nother.cif: S2SNet was asked about an ordered cell" in notes
+    assert "\nVC.cif, NbN.cif: BNAS reads bands" in notes
+
+
+def test_what_is_no_file_to_predict_has_a_sentence(screened, tmp_path):  # noqa: F811
+    for name in ("crystals.zip", "crystals.csv", "notes.docx"):
+        (tmp_path / name).touch()
+    reasons = {
+        "*.nothing": "Cannot read {}: there is no such file or folder",
+        "absent.csv": "Cannot read {}: there is no such file or folder",
+        ".": "{} is a folder; give its files: {}/*",
+        "crystals.zip": "{} is an archive; unpack it and give its files: FOLDER/*",
+        "crystals.csv": "{} is no file that is read, by its name; allowed are *.cif, POSCAR*, ",
+        "notes.docx": "*.json, vasprun.xml, *_hr.dat, and these with .gz",
+    }
+    result = predict(screened, *(tmp_path / name for name in reasons))
+    assert result.returncode == 2
+    *lines, count = result.stderr.splitlines()
+    for line, (name, reason) in zip(lines, reasons.items(), strict=True):
+        assert reason.format(*[tmp_path / name] * 2) in line
+    assert count == "6 of 6 files were refused."
+
+
+def test_json_and_csv_exclude_each_other(screened, files):  # noqa: F811
+    result = predict(screened, files["VC.cif"], "--json", "--csv")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "meissner: --json and --csv exclude each other; give one of them\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from flows import cli
 from models.crystal_trees import crystal_features, fit_trees
@@ -60,7 +60,7 @@ def explained(screened: Workspace, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("why")
     index = screened.read_table("crystals/ordered.parquet")
     labelled = index.filter(index["tc_kelvin"].is_valid())["material_id"][0].as_py()
-    names = [str(CRYSTALS / "BaFe2S3.cif"), str(CRYSTALS / "H3S.cif"), labelled, "nothing"]
+    names = [str(CRYSTALS / "BaFe2S3.cif"), str(CRYSTALS / "H3S.cif"), labelled, "nothing[red]"]
     command = ["meissner", "explain", "s2snet", *names, "--workspace", screened.url, "--output", str(folder)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
         patch.setenv("COLUMNS", "200")
@@ -75,7 +75,9 @@ def explained(screened: Workspace, tmp_path_factory: pytest.TempPathFactory):
 def test_every_crystal_has_its_files_and_what_is_missing_is_told(explained):
     found, shown, folder = explained
     assert [one["formula"] for one in found[:2]] == ["BaFe2S3", "H3S"]
-    assert "nothing is left out: 'nothing' is neither a CIF, POSCAR or JSON file nor an ordered crystal" in shown
+    assert (
+        "nothing[red] is left out: 'nothing[red]' is neither a CIF, POSCAR or JSON file nor an ordered crystal" in shown
+    )
     assert sorted(path.name for path in (folder / "H3S").iterdir()) == sorted(FILES)
     assert all(str(folder / "H3S" / name) in shown for name in FILES)
     assert pq.read_table(folder / "crystals.parquet")["formula"].to_pylist()[:2] == ["BaFe2S3", "H3S"]
@@ -263,6 +265,10 @@ def test_what_is_not_there_is_told(screened: Workspace, tmp_path: Path):
         find_crystal(screened, "NbN")
     with pytest.raises(InputError, match="is neither a CIF"):
         explain_crystals(screened, ["nothing"])
+    alloy = Structure.from_spacegroup("Im-3m", Lattice.cubic(3.28), [{"Nb": 0.5, "Ti": 0.5}], [[0, 0, 0]])
+    (tmp_path / "alloy.cif").write_text(alloy.to(fmt="cif"))
+    with pytest.raises(InputError, match="partial occupancy; give an ordered cell of it, or the id"):
+        explain_crystals(screened, [str(tmp_path / "alloy.cif")])
     with pytest.raises(InputError, match="None of the 2 crystals can be explained"):
         explain_crystals(screened, ["nothing", "nowhere"])
     with pytest.raises(MissingStageError, match="No trained s2snet"):

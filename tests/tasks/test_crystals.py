@@ -167,7 +167,7 @@ def test_folder_and_archives(tmp_path, magnesium_diboride, aluminium):
         rows, refused = gather(source)
         assert [row["crystal_id"] for row in rows] == expected
         assert refused["mp-3"] == "same crystal as mp-2"
-        assert "cannot be read as cif" in refused["broken"]
+        assert "cut short or damaged: its block data_x has no _cell_length_b" in refused["broken"]
         assert "no crystal file" in refused["notes.txt"]
         assert "is not a text file" in refused["binary.cif"]
 
@@ -208,16 +208,40 @@ def cif_with(sites):
     )
 
 
+NB = cif_with("Nb1 Nb 0 0 0 1")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         pytest.param("", "cannot be read as cif", id="empty"),
         pytest.param("no crystal", "cannot be read as cif", id="text"),
-        pytest.param(cif_with("Nb1 Nb 0 0 0 1.3"), "Occupancy 1.3", id="occupancy-above-1"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1.3"), "site Nb1 has the occupancy 1.3; at most 1", id="occupancy-above-1"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 1\nNb2 Nb 0.05 0 0 1"), "atoms overlap", id="overlap"),
-        pytest.param(cif_with("Nb1 Nb 0 0 0 .7\nTi1 Ti 0 0 0 .7"), "Occupancy 1.4", id="shared-site-above-1"),
+        pytest.param(
+            cif_with("Nb1 Nb 0 0 0 .7\nTi1 Ti 0 0 0 .7"),
+            "Nb1 and Ti1 are on one site, .* sum to 1.4",
+            id="shared-site-above-1",
+        ),
         pytest.param(cif_with("Nb1 Nb 0 0 0 .7\nTi1 Ti .001 0 0 .7"), "atoms overlap", id="near-sites-above-1"),
-        pytest.param(cif_with("Nb1 Nb 0 0 0 1\nNb2 Nb 0 0 1 1"), "Occupancy 2.0", id="an-atom-twice"),
+        pytest.param(
+            cif_with("Nb1 Nb 0 0 0 1\nNb2 Nb 0 0 1 1"),
+            "Nb1 and Nb2 are on one site, .* sum to 2; at most 1",
+            id="an-atom-twice",
+        ),
+        pytest.param(
+            NB.replace("'x, y, z'", "'x, y, z'\n 'x, y, z+1/2'") + "Nb2 Nb 0 0 .5 1", "by symmetry", id="image-twice"
+        ),
+        pytest.param(cif_with("Nb1 Nb nan 0 0 1"), "site Nb1 has the _atom_site_fract_x 'nan'", id="position-of-nan"),
+        pytest.param(cif_with("Nb1 Nb 0 0 ? 1"), "site Nb1 has the _atom_site_fract_z", id="position-unknown"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 -.5"), "_atom_site_occupancy '-.5'; allowed", id="occupancy-below-0"),
+        pytest.param(NB.replace("_c 3", "_c 0"), "_cell_length_c '0', which is not .* above 0", id="length-of-0"),
+        pytest.param(NB.replace("_c 3", "_c -3"), "_cell_length_c '-3', which is not", id="negative-length"),
+        pytest.param(NB.replace("_gamma 90", "_gamma 200"), "between 0 and 180 degrees", id="angle-above-180"),
+        pytest.param(NB.replace("_gamma 90", "_gamma 20").replace("_beta 90", "_beta 40"), "no volume", id="flat-cell"),
+        pytest.param(NB[: NB.index("loop_\n_atom")], "data_x has no _atom_site_label", id="cut-before-the-sites"),
+        pytest.param(NB[: NB.index("_occupancy")], "does not hold whole rows", id="cut-in-the-sites'-columns"),
+        pytest.param(NB + "Nb2 Nb 0.5 0.5", "does not hold whole rows", id="cut-within-a-site"),
         pytest.param(cif_with("Xx1 Xx 0 0 0 1"), "no element: Xx", id="unknown-element"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 1").replace("_a 3", "_a nan"), "not a finite number", id="cell-of-nan"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 1").replace("_a 3", "_a 1e9"), "edges of 1e.09", id="cell-too-long"),
@@ -229,6 +253,43 @@ def test_single_files_that_are_no_crystal(tmp_path, text, reason):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=reason):
         read_structure(path)
+
+
+def test_a_poscar_without_elements_is_refused_wherever_it_lies(tmp_path, magnesium_diboride):
+    lines = str(Poscar(magnesium_diboride)).splitlines()
+    bare = [" ".join(line.split()[:3]) for line in lines[8:]]
+    old = "\n".join([*lines[:5], *lines[6:8], *bare])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    members = {"POSCAR": old, "Nb.cif": NB, "good.vasp": "\n".join([*lines[:5], *lines[6:]])}
+    for name, text in members.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for source in (folder, make_zip(tmp_path / "crystals.zip", members)):
+        rows, refused = gather(source)
+        assert [row["formula"] for row in rows] == ["Nb", "MgB2"]
+        assert refused == {"POSCAR": "names no elements; a line of symbols above the numbers of atoms is needed"}
+    with pytest.raises(InputError, match="POSCAR: names no elements; a line of symbols"):
+        read_structure(folder / "POSCAR")
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "reason"),
+    [
+        pytest.param(1, "one", "line 2 is 'one'; one number, the scale", id="scale"),
+        pytest.param(4, "0 0", "line 5 is '0 0'; three numbers of a cell vector", id="vector"),
+        pytest.param(5, "B", "numbers of atoms are 2, the symbols above them 1", id="too-few-symbols"),
+        pytest.param(9, "0.3 x 0.5", "line 10 is '0.3 x 0.5'; three coordinates", id="coordinate"),
+        pytest.param(3, None, "cut short: it ends after line 3", id="cut-in-the-cell"),
+        pytest.param(7, None, "cut short: it ends after line 7, before the positions", id="cut-before-the-positions"),
+        pytest.param(10, None, "cut short: it ends after 2 of 3 positions", id="cut-in-the-positions"),
+    ],
+)
+def test_a_poscar_that_is_no_crystal(tmp_path, magnesium_diboride, line, text, reason):
+    lines = str(Poscar(magnesium_diboride)).splitlines()
+    lines[line:] = [] if text is None else [text, *lines[line + 1 :]]
+    (tmp_path / "POSCAR").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
+        read_structure(tmp_path / "POSCAR")
 
 
 def site(species, position=(0, 0, 0)):
@@ -259,8 +320,14 @@ def test_read_structure(tmp_path, magnesium_diboride):
     assert read_structure(path).composition.reduced_formula == "MgB2"
     with pytest.raises(InputError, match="Cannot read"):
         read_structure(tmp_path / "absent.cif")
-    with pytest.raises(InputError, match="no source of crystals"):
+    (tmp_path / "crystal.docx").touch()
+    with pytest.raises(InputError, match=r"is no crystal file by its name; allowed are \*.cif, POSCAR"):
         read_structure(tmp_path / "crystal.docx")
+    with pytest.raises(InputError, match="no source of crystals"):
+        list(read_crystals(str(tmp_path / "crystal.docx")))
+    for read in (read_structure, lambda path: list(read_crystals(str(path)))):
+        with pytest.raises(InputError, match=r"absent\.docx: there is no such file"):
+            read(tmp_path / "absent.docx")
     with pytest.raises(InputError, match="one CIF, POSCAR or JSON file"):
         read_structure(tmp_path)
 

@@ -468,8 +468,8 @@ def cif(sites: str = SITES, length: str = "2.94", angle: str = "60") -> str:
 MANY = "\n".join(f"V {i / 22:.5f} {j / 22:.5f} {k / 22:.5f} 1" for i, j, k in itertools.product(range(22), repeat=3))
 BAD_CIFS = {
     "dummy": (cif(SITES.replace("V", "Xx")), "Xx"),
-    "nan": (cif(SITES.replace("0.5", "nan")), "NaN"),
-    "flat": (cif(angle="119.9999"), "below threshold"),
+    "nan": (cif(SITES.replace("0.5", "nan")), "'nan', which is not a finite number"),
+    "flat": (cif(angle="119.9999"), "is flat; planes of its lattice at least 0.01 angstrom apart"),
     "twice": (cif(f"{SITES}\nNb 0.01 0.01 0.01 1"), "apart"),
     "partial": (cif(SITES.replace("C 0.5 0.5 0.5 1", "C 0.5 0.5 0.5 0.7")), "partial occupancy"),
     "large": (cif(MANY, "70", "90"), "lists 10648 sites; at most 4000"),
