@@ -69,7 +69,7 @@ def tree_figure(table: Sequence[Mapping[str, Any]], expected: float, share: floa
             side = "left" if value >= 0 else "right"
             axis.text(value, place, f" {_signed(value)} ", va="center", ha=side, color=INK, fontsize=8.5)
         reach = max(abs(value) for value in values) or 1.0
-        axis.set_xlim(min(*values, 0.0) - 0.18 * reach, max(*values, 0.0) + 0.18 * reach)
+        axis.set_xlim(min(*values, 0.0) - 0.22 * reach, max(*values, 0.0) + 0.18 * reach)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.tick_params(left=False)
