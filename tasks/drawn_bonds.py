@@ -7,6 +7,7 @@ Trans. 2008, 2832, by pymatgen). Not every contact is drawn:
   Na-Cl in NaCl, but neither La-B nor La-La in LaB6, neither Ba-S nor Ba-Fe in BaFe2S3.
 - One of two metals that anions hold together only where it is short: Mo-Mo inside the clusters of a Chevrel phase, but
   no Fe-Fe across the sulphur of BaFe2S3.
+- One of two metals only where it belongs to the first shell of either: not the cell's edges in Nb.
 """
 
 import warnings
@@ -19,6 +20,7 @@ from pymatgen.core import Element, Structure
 
 BOND_FACTOR = 1.2  # atoms closer than this times the sum of their covalent radii touch
 SHORT_FACTOR = 0.92  # the same for two metals that both touch anions
+SHELL = 1.14  # first shell of an atom, times its nearest distance; bcc has the second at 1.155
 ELECTROPOSITIVE = 1.4  # Pauling; metals below it are cations where there is anything else
 ANION = 2.1  # Pauling; other elements from it on are anions
 UNKNOWN_RADIUS = 1.5  # angstrom
@@ -45,11 +47,14 @@ def bonds(structure: Structure, sites: Sequence[int], positions: NDArray) -> lis
     cations, anions = metals & (electronegativity < ELECTROPOSITIVE), ~metals & (electronegativity >= ANION)
     one, other, _, distances = structure.get_neighbor_list(2 * BOND_FACTOR * radii.max())
     touching = distances < BOND_FACTOR * (radii[one] + radii[other])
-    one, other = one[touching], other[touching]
+    one, other, distances = one[touching], other[touching], distances[touching]
     held = np.zeros(len(structure), dtype=bool)  # touches something that is no cation
     held[one[~cations[other]]] = True
     by_anions = np.zeros(len(structure), dtype=bool)
     by_anions[one[anions[other]]] = True
+    nearest = np.full(len(structure), np.inf)  # angstrom, from a metal to the next one
+    alloyed = metals[one] & metals[other]
+    np.minimum.at(nearest, one[alloyed], distances[alloyed])
 
     shown = np.asarray(sites)
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
@@ -63,6 +68,9 @@ def bonds(structure: Structure, sites: Sequence[int], positions: NDArray) -> lis
         near &= ~(cation[:, None] & cation[None])
     across = (by_anions & metals)[shown]
     near &= ~(across[:, None] & across[None]) | (distance < SHORT_FACTOR * reach)
+    shell = SHELL * np.maximum(nearest[shown][:, None], nearest[shown][None])
+    metal = metals[shown]
+    near &= ~(metal[:, None] & metal[None]) | (distance < shell)
     return [(int(a), int(b)) for a, b in np.argwhere(np.triu(near))]
 
 

@@ -21,6 +21,7 @@ CRYSTALS = {
     "Mg": Structure(Lattice.hexagonal(3.21, 5.21), ["Mg", "Mg"], [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]),
     "Nb3Sn": Structure.from_spacegroup("Pm-3n", Lattice.cubic(5.29), ["Sn", "Nb"], [[0, 0, 0], [0.25, 0, 0.5]]),
     "MoO2-like": Structure(Lattice.orthorhombic(2.5, 4, 4), ["Mo", "O"], [[0, 0, 0], [0.5, 0.35, 0]]),
+    "Nb": Structure.from_spacegroup("Im-3m", Lattice.cubic(3.3), ["Nb"], [[0, 0, 0]]),
     "argon": Structure(Lattice.cubic(5.3), ["Ar"], [[0, 0, 0]]),
     **{name: read_structure(ROOT / "docs" / "crystals" / f"{name}.cif") for name in ("BaFe2S3", "H3S", "Sr2CuO2Cl2")},
 }
@@ -50,6 +51,16 @@ def kinds_of_bonds(structure: Structure) -> set[str]:
 )
 def test_contacts_across_other_atoms_are_no_bonds(name, expected):
     assert kinds_of_bonds(CRYSTALS[name]) == expected
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("Nb", [2.858]), ("Nb3Sn", [2.645, 2.957])])
+def test_metals_are_joined_in_the_first_shell_only(name, lengths):
+    sites, fractional = shown_atoms(CRYSTALS[name])
+    positions = fractional @ CRYSTALS[name].lattice.matrix
+    found = [
+        np.linalg.norm(positions[one] - positions[other]) for one, other in bonds(CRYSTALS[name], sites, positions)
+    ]
+    np.testing.assert_allclose(sorted(set(np.round(found, 3))), lengths, atol=0.002)
 
 
 def test_the_octahedron_of_lab6_has_its_twelve_edges():
