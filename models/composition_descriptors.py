@@ -34,6 +34,14 @@ WORDS = {  # Magpie's property: what it is
     "GSmagmom": "magnetic moment of the elements",
     "SpaceGroupNumber": "space group of the elements",
 }
+UNITS = {  # of Magpie's properties; the others are numbers
+    "AtomicWeight": "u",
+    "MeltingT": "K",
+    "CovalentRadius": "pm",
+    "GSvolume_pa": "Å³",
+    "GSbandgap": "eV",
+    "GSmagmom": "μB",
+}
 VALENCE = ("NsValence", "NpValence", "NdValence", "NfValence")
 
 
@@ -76,6 +84,11 @@ def composition_descriptor_names() -> tuple[str, ...]:
     names += ["elements", *(f"{p}-norm of the fractions" for p in NORMS)]
     names += [f"share of {name[1]} among valence electrons" for name in VALENCE]
     return (*names, "largest ionic character", "mean ionic character")
+
+
+def composition_descriptor_units() -> dict[str, str]:
+    """Units of the descriptors that have one, by name."""
+    return {statistic.format(WORDS[name]): unit for name, unit in UNITS.items() for statistic in STATISTICS}
 
 
 def composition_descriptors(

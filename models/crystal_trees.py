@@ -16,12 +16,13 @@ import torch
 from models.boosting import booster, predict_logits, train_boosting
 from models.composition_descriptors import (
     composition_descriptor_names,
+    composition_descriptor_units,
     composition_descriptors,
     element_properties,
 )
 from models.crystals import ELEMENTS, CrystalArrays
 from models.reported_compositions import Reports, ask_reported, can_learn, fit_reported, held_out_logits
-from models.structure_descriptors import descriptor_names, structure_descriptors
+from models.structure_descriptors import descriptor_names, descriptor_units, structure_descriptors
 
 ROUNDS = 400
 PARAMETERS = {"num_leaves": 15, "learning_rate": 0.04}
@@ -44,6 +45,12 @@ def feature_names() -> tuple[tuple[str, str], ...]:
     elements = [f"fraction of {Element.from_Z(number).symbol}" for number in range(1, ELEMENTS + 1)]
     kinds = {"composition": composition_descriptor_names(), "element": elements, "structure": descriptor_names()}
     return tuple((kind, name) for kind, names in kinds.items() for name in names)
+
+
+@functools.cache
+def feature_units() -> dict[str, str]:
+    """Units of the descriptors that have one, by name; the answer of the reports is a logit."""
+    return composition_descriptor_units() | descriptor_units() | {REPORTED[1]: "logit"}
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from models.composition_descriptors import WORDS, element_properties, property_names
+from models.composition_descriptors import UNITS, WORDS, element_properties, property_names
 from models.crystals import CrystalArrays
 
 SYMPREC = 0.05  # angstrom; tolerance of the symmetry
@@ -30,6 +30,7 @@ NAMED = {  # the other elements are told apart by pymatgen
     "chalcogen": "S Se Te",
     "halogen": "F Cl Br I At He Ne Ar Kr Xe Rn",
 }
+SITE_STATISTICS = ("mean", "deviation of", "least", "largest")
 LOCAL = ("Electronegativity", "MendeleevNumber", "CovalentRadius", "NValence", "NdValence", "NpUnfilled", "MeltingT")
 
 
@@ -52,12 +53,23 @@ def descriptor_names() -> tuple[str, ...]:
     sites = [f"distance to the nearest neighbour{by}" for by in ("", " by radii")] + ["coordination number"]
     for name in LOCAL:
         sites += [f"difference of {WORDS[name]} to neighbours", f"{WORDS[name]} of neighbours"]
-    names += [f"{statistic} {what}" for what in sites for statistic in ("mean", "deviation of", "least", "largest")]
+    names += [f"{statistic} {what}" for what in sites for statistic in SITE_STATISTICS]
     pairs = list(combinations_with_replacement(KINDS, 2))
     names += [f"bonds {one} - {other}" for one, other in pairs]
     names += [f"coordination of {kind}" for kind in KINDS] + [f"nearest {kind} to {kind}" for kind in KINDS]
     names += [f"{end} dimension, bonds up to {factor} radii" for factor in BONDED for end in ("least", "largest")]
     return tuple(names)
+
+
+def descriptor_units() -> dict[str, str]:
+    """Units of the descriptors that have one, by name."""
+    units = {f"{which} cell vector": "Å" for which in ("shortest", "middle", "longest")}
+    units |= {"volume an atom": "Å³", "density": "g/cm³"} | {f"nearest {kind} to {kind}": "Å" for kind in KINDS}
+    sites = {"distance to the nearest neighbour": "Å"}
+    for name in LOCAL:
+        if name in UNITS:
+            sites[f"difference of {WORDS[name]} to neighbours"] = sites[f"{WORDS[name]} of neighbours"] = UNITS[name]
+    return units | {f"{statistic} {what}": unit for what, unit in sites.items() for statistic in SITE_STATISTICS}
 
 
 @functools.cache

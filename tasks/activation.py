@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from pydantic import BaseModel, ConfigDict, Field
 from pymatgen.core import Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from pymatgen.util.string import unicodeify
 
 from models.attributions import Parts, map_correlation, path_share
 from models.exceptions import MeissnerError
@@ -168,7 +169,7 @@ def explain(s2snet: S2SEnsemble, sample: Sample, references: Sequence[Parts], se
     largest = np.abs(attribution.atoms).max()
     scaled = attribution.atoms / largest if largest > 0 else np.zeros_like(attribution.atoms)
     maps = dict(zip(TITLES, (weights, scaled), strict=True))
-    still = still_figure(structure, maps)
+    still = still_figure(structure, maps, _title(numbers))
     files = {
         "crystal.html": crystal_page(structure, maps, _facts(numbers), words, kind_rows(table), shown_rows(of_trees)),
         "crystal.svg": figure_bytes(still),
@@ -315,6 +316,14 @@ def kind_rows(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for place, row in enumerate(table)
         if row["kind"] not in kinds[:place]
     ]
+
+
+def _title(numbers: dict[str, Any]) -> str:
+    """What a picture of the atoms says of the answer, and what its colours are not."""
+    title = f"S2SNet: {unicodeify(numbers['formula'])}, P = {numbers['probability']:.2f}"
+    if not numbers["trees_share"]:
+        return title
+    return f"{title}; the trees have {100 * numbers['trees_share']:.0f} % of the say; colours: the networks alone"
 
 
 def _facts(numbers: dict[str, Any]) -> dict[str, str]:

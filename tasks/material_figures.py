@@ -15,11 +15,11 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
-from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
 from pymatgen.core import Structure
 from pymatgen.symmetry.bandstructure import HighSymmKpath
 from scipy.ndimage import map_coordinates
 
+from tasks.drawn_bonds import bonds, covalent_radii
 from tasks.fermi_surface import crossing_bands, fermi_meshes
 from tasks.figures import BLUE, GREEN, INK, ORANGE, ORBITAL_COLOURS, PURPLE, QUIET, SKY, STYLE, VERMILION
 
@@ -27,7 +27,6 @@ BAND_COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)  # of the bands tha
 OTHER_BANDS = "#a9b4c0"
 WINDOW_EV = 4.0  # shown below and above E_F
 POINTS_A_SEGMENT = 24
-BOND_FACTOR = 1.2  # atoms closer than this times the sum of their covalent radii are joined
 PLANES = {"k_x–k_y": (0, 1, 2), "k_x–k_z": (0, 2, 1), "k_z–k_y": (2, 1, 0)}  # across, up, fixed at 0; as in the paper
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": INK}
 
@@ -205,7 +204,7 @@ def crystal_figure(structure: Structure, weights: NDArray | None) -> go.Figure:
         "cmax": 1,
         "colorbar": {"title": {"text": "weight"}, "thickness": 12, "len": 0.7},
         "showscale": weights is not None,
-        "size": [float(round(10 + 16 * CovalentRadius.radius.get(symbol, 1.5), 1)) for symbol in symbols],
+        "size": (10 + 16 * covalent_radii(symbols)).round(1).tolist(),
         "line": {"color": INK, "width": 1.5},
         "opacity": 1.0,
     }
@@ -303,14 +302,6 @@ def shown_atoms(structure: Structure) -> tuple[list[int], NDArray[np.float64]]:
             sites.append(index)
             coordinates.append(inside + shift)
     return sites, np.array(coordinates)
-
-
-def bonds(structure: Structure, sites: Sequence[int], positions: NDArray) -> list[tuple[int, int]]:
-    """Pairs of shown atoms that stand as near as a bond."""
-    radii = np.array([CovalentRadius.radius.get(structure[site].specie.symbol, 1.5) for site in sites])
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    bonded = (distances > 0.1) & (distances < BOND_FACTOR * (radii[:, None] + radii[None]))
-    return [(int(a), int(b)) for a, b in np.argwhere(np.triu(bonded))]
 
 
 def _segments(positions: NDArray, pairs: Sequence[tuple[int, int]]) -> NDArray[np.float64]:

@@ -6,8 +6,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from pymatgen.util.string import unicodeify
 
-from models.crystal_trees import TreeAttribution
+from models.crystal_trees import TreeAttribution, feature_units
 from tasks.figures import BLUE, FAINT, INK, QUIET, STYLE, VERMILION
 
 SHOWN = 12  # descriptors in the figure
@@ -24,12 +25,16 @@ def describe_share(share: float) -> str:
 
 
 def tree_table(found: TreeAttribution) -> list[dict[str, Any]]:
-    """A row a descriptor, the largest contribution first: kind, descriptor, value (null: no meaning), contribution."""
+    """A row a descriptor, the largest contribution first.
+
+    Columns: kind, descriptor, value (null: no meaning), unit (empty: none), contribution.
+    """
     rows = [
         {
             "kind": kind,
             "descriptor": name,
             "value": None if np.isnan(value) else float(f"{value:.6g}"),
+            "unit": feature_units().get(name, ""),
             "contribution": round(float(contribution), 5) + 0.0,
         }
         for (kind, name), value, contribution in zip(found.names, found.features, found.contributions, strict=True)
@@ -43,7 +48,7 @@ def shown_rows(table: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[d
         {
             "kind": str(row["kind"]),
             "descriptor": str(row["descriptor"]),
-            "value": "none" if row["value"] is None else f"{row['value']:.4g}",
+            "value": "none" if row["value"] is None else f"{row['value']:.4g} {row['unit']}".rstrip(),
             "adds to the logit": f"{row['contribution']:+.3f}",
         }
         for row in table[:count]
@@ -62,9 +67,9 @@ def tree_figure(table: Sequence[Mapping[str, Any]], expected: float, share: floa
         axis.barh(range(len(names)), values, height=0.66, color=[VERMILION if v > 0 else BLUE for v in values])
         for place, value in enumerate(values):
             side = "left" if value >= 0 else "right"
-            axis.text(value, place, f" {value:+.2f} ", va="center", ha=side, color=INK, fontsize=8.5)
+            axis.text(value, place, f" {_signed(value)} ", va="center", ha=side, color=INK, fontsize=8.5)
         reach = max(abs(value) for value in values) or 1.0
-        axis.set_xlim(min(*values, 0.0) - 0.18 * reach, max(*values, 0.0) + 0.18 * reach)
+        axis.set_xlim(min(*values, 0.0) - 0.22 * reach, max(*values, 0.0) + 0.18 * reach)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.tick_params(left=False)
@@ -74,10 +79,11 @@ def tree_figure(table: Sequence[Mapping[str, Any]], expected: float, share: floa
         whole = expected + sum(row["contribution"] for row in table)
         axis.set_xlabel(
             f"added to the logit, before calibration; share of the trees: {100 * share:.0f} %\n"
-            f"(from {expected:+.2f}, without the crystal, to {whole:+.2f})",
+            f"(from {_signed(expected)}, without the crystal, to {_signed(whole)})",
             loc="right",
         )
-        figure.suptitle(f"What the trees go by in {formula}", x=0.01, ha="left", fontsize=10.5, weight="bold")
+        title = f"What the trees go by in {unicodeify(formula)}: the {len(first)} largest of {len(table)} descriptors"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, weight="bold")
         return figure
 
 
@@ -85,3 +91,8 @@ def describe_trees(table: Sequence[Mapping[str, Any]], count: int = 3) -> str:
     """The first rows of ``tree_table`` in a sentence."""
     named = [f"{row['descriptor']} ({row['contribution']:+.2f})" for row in table[:count]]
     return f"In the trees {'; '.join(named)} weigh most."
+
+
+def _signed(value: float) -> str:
+    """The number with the minus sign of the axes."""
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")

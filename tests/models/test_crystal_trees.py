@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from models.crystal_trees import CrystalTrees, attribute_trees, crystal_features, feature_names, fit_trees
+from models.crystal_trees import (
+    REPORTED,
+    CrystalTrees,
+    attribute_trees,
+    crystal_features,
+    feature_names,
+    feature_units,
+    fit_trees,
+)
 from models.crystals import crystal_arrays
 from models.exceptions import CheckpointError
 from tests.models.crystal_examples import EXAMPLES
@@ -41,6 +49,23 @@ def test_every_feature_has_a_name_of_its_own_that_stands_at_its_place():
         ("structure", "volume an atom"): 5.64**3 / 8,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_units_are_of_descriptors_that_there_are():
+    units = feature_units()
+    assert set(units) <= {name for _, name in (*feature_names(), REPORTED)}
+    expected = {
+        "middle cell vector": "Å",
+        "density": "g/cm³",
+        "least melting temperature": "K",
+        "largest melting temperature of neighbours": "K",
+        "nearest oxygen to oxygen": "Å",
+        "mean distance to the nearest neighbour": "Å",
+        "mean band gap of the elements": "eV",
+        REPORTED[1]: "logit",
+    }
+    assert {name: units.get(name) for name in expected} == expected
+    assert not {"space group", "ln(sites)", "mean distance to the nearest neighbour by radii"} & set(units)
 
 
 def test_contributions_add_up_to_the_logit_and_know_what_was_taught(taught):

@@ -18,6 +18,7 @@ from models.crystal_trees import crystal_features, fit_trees
 from models.crystals import crystal_arrays
 from tasks.activation import (
     ActivationChecks,
+    _title,
     describe_checks,
     equivalent_sites,
     explain_crystals,
@@ -135,9 +136,15 @@ def test_a_still_picture_shows_the_numbers_it_is_given():
     structure = read_structure(CRYSTALS / "H3S.cif")
     weights = np.array([1.0 if site.specie.symbol == "H" else -1.0 for site in structure])
     axis = still_figure(structure, {"map": weights}).axes[0]
-    shown = {(text.get_text(), patch.get_facecolor()) for text, patch in zip(axis.texts, axis.patches, strict=True)}
-    assert len(axis.patches) == 9 + 12 + 6  # S on corners and in the middle, H on edges and faces
-    assert {symbol: colour[0] > colour[2] for symbol, colour in shown} == {"H": True, "S": False}  # red, blue
+    (paint,) = axis.collections
+    discs = {}
+    for path, colour in zip(paint.get_paths(), paint.get_facecolors(), strict=True):
+        if colour[3] > 0:  # no bond
+            middle = path.get_extents().get_points().mean(axis=0).round(6)
+            discs[tuple(middle)] = "red" if colour[0] > colour[2] else "blue"
+    assert len(discs) == 9 + 12 + 6  # S on corners and in the middle, H on edges and faces
+    shown = {(text.get_text(), discs[tuple(np.round(text.get_position(), 6))]) for text in axis.texts}
+    assert shown == {("H", "red"), ("S", "blue")}
 
 
 def test_sites_that_symmetry_joins_are_one_kind():
@@ -199,6 +206,9 @@ def test_the_share_of_the_trees_is_told_wherever_atoms_are_weighed(with_trees: W
     set_share(with_trees, 1.0)
     found, rows = explain_one(with_trees, "Sr2CuO2Cl2", tmp_path)
     assert found.words[0] == describe_share(1.0)
+    title = _title(found.numbers)
+    assert title.startswith(f"S2SNet: Sr₂Cu(ClO)₂, P = {found.numbers['probability']:.2f}; ")
+    assert title.endswith("the trees have 100 % of the say; colours: the networks alone")
     assert "100 per cent" in found.words[0]
     assert "the networks have no say in it" in found.words[0]
     assert rows[0]["descriptor"] in found.words[1]
@@ -219,6 +229,7 @@ def test_the_report_says_what_the_trees_go_by(with_trees: Workspace):
 def test_without_trees_nothing_is_said_of_them(explained):
     found, shown, folder = explained
     assert found[0]["trees_share"] == 0
+    assert _title(found[0]) == f"S2SNet: BaFe₂S₃, P = {found[0]['probability']:.2f}"
     assert "trees have" not in shown
     assert not list(folder.rglob("trees.*"))
 
