@@ -24,6 +24,7 @@ def structure_from_cif(text: str) -> Structure:
     """The one structure in a CIF; InputError for values that no crystal has, some of which pymatgen lets pass."""
     from pymatgen.io.cif import CifFile, CifParser
 
+    text = _crystals_only(text)
     try:
         if len(text) > LONG_CIF:
             _check_number_of_sites([block.data for block in CifFile.from_str(text).data.values()])
@@ -51,6 +52,13 @@ def structure_from_cif(text: str) -> Structure:
     if len(parsed) != 1:
         raise InputError(f"holds {len(parsed)} structures; one a file is allowed")
     return parsed[0]
+
+
+def _crystals_only(text: str) -> str:
+    """A CIF without the blocks of a publisher, which tell of no cell, where another block does."""
+    blocks = re.split(r"(?m)^(?=data_)", text)
+    crystals = [block for block in blocks if LENGTHS[0] in block]
+    return "".join(crystals) if crystals and len(crystals) < len(blocks) else text
 
 
 def _check_number_of_sites(blocks: list[dict[str, Any]]) -> None:
@@ -119,9 +127,11 @@ def _column(block: dict[str, Any], key: str) -> list[str]:
 
 
 def _number(value: Any) -> float:
-    """A number of a CIF, its uncertainty left out; NaN where it is none."""
+    """A number of a CIF, its uncertainty left out; NaN where it is none, such as ``.``, which pymatgen takes for 0."""
     from pymatgen.io.cif import str2float
 
+    if value == ".":
+        return math.nan
     try:
         return float(str2float(value))
     except (TypeError, ValueError):

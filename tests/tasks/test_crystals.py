@@ -234,6 +234,8 @@ NB = cif_with("Nb1 Nb 0 0 0 1")
         ),
         pytest.param(cif_with("Nb1 Nb nan 0 0 1"), "site Nb1 has the _atom_site_fract_x 'nan'", id="position-of-nan"),
         pytest.param(cif_with("Nb1 Nb 0 0 ? 1"), "site Nb1 has the _atom_site_fract_z", id="position-unknown"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 ."), "_atom_site_occupancy '.'; allowed", id="occupancy-not-told"),
+        pytest.param(cif_with("Nb1 Nb . 0 0 1"), "site Nb1 has the _atom_site_fract_x '.'", id="position-not-told"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 -.5"), "_atom_site_occupancy '-.5'; allowed", id="occupancy-below-0"),
         pytest.param(NB.replace("_c 3", "_c 0"), "_cell_length_c '0', which is not .* above 0", id="length-of-0"),
         pytest.param(NB.replace("_c 3", "_c -3"), "_cell_length_c '-3', which is not", id="negative-length"),
@@ -252,6 +254,15 @@ def test_single_files_that_are_no_crystal(tmp_path, text, reason):
     path = tmp_path / "crystal.cif"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=reason):
+        read_structure(path)
+
+
+def test_blocks_of_a_publisher_are_left_out(tmp_path):
+    path = tmp_path / "crystal.cif"
+    path.write_text(f"data_global\n_publ_section_title 'Niobium'\n{NB}")
+    assert read_structure(path).formula == "Nb1"
+    path.write_text(NB + NB.replace("data_x", "data_y"))
+    with pytest.raises(InputError, match="holds 2 structures"):
         read_structure(path)
 
 
