@@ -24,12 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.events import StageEvent, subscribe
-from tasks.model_versions import parts_of
+from tasks.model_versions import HEADLINE, parts_of
 from tasks.stages import StageReport, read_report
 from tasks.workspace import Workspace
 
 STAGES = ("clean", "crystals", "match", "order", "bands", "grid", "train-bnas", "train-s2snet", "screen", "report")
-HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # for text with what users named
 NAMED_FILES = 3  # a note about more is one about so many files
 TITLES = {"bnas": "BNAS: R² of ln(Tc + 1)", "s2snet": "S2SNet: ROC AUC"}

@@ -118,7 +118,8 @@ def make_folds(dataset: CrystalDataset, settings: BenchmarkSettings) -> dict[str
     """The folds of every split; InputError where a class is too small or a split cannot be made."""
     positive = int(dataset.labels.sum())
     if min(positive, len(dataset.labels) - positive) < settings.folds:
-        first = f" {len(dataset.rejected)} lines were refused: {dataset.rejected[0].reason}" if dataset.rejected else ""
+        refused = dataset.rejected
+        first = f" Lines refused: {len(refused)}, the first of them: {refused[0].reason}" if refused else ""
         raise InputError(
             f"{settings.folds} folds need at least {settings.folds} crystals of each class; {positive} superconduct, "
             f"{len(dataset.labels) - positive} do not. Ask for fewer folds, or give more crystals.{first}"

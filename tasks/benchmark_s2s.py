@@ -63,7 +63,7 @@ def gather(workspace: Workspace, plan: BenchmarkPlan) -> StageOutcome:
     workspace.write_json(METHODS_FILE, without_nan(document))
     source = f"{plan.data.rstrip('/').rpartition('/')[2]} (hash {plan.data_hash[:12]})"
     if dataset.rejected:
-        source += f", {len(dataset.rejected)} lines refused, see stages/{STAGE}/rejected.parquet"
+        source += f", lines refused: {len(dataset.rejected)} (stages/{STAGE}/rejected.parquet)"
     seen = plan.pretraining_sizes()
     text = as_markdown(scores, plan.methods, settings, source=source, chosen=chosen, sizes=sizes, seen=seen)
     workspace.write_bytes(TABLES, text.encode())

@@ -39,9 +39,10 @@ TABLE_4: dict[bool, Published] = {
     True: TABLE_2["S2SNet"],
     False: {"pre-trained": (90.41, 89.22), "not": (87.79, 86.20)},
 }
+GRAPHS = ("cgcnn", "megnet")
 RELIABILITY_CAPTION = (
-    "On the line, held-out probabilities mean what they say; bars are 95 % intervals. Blends are calibrated by the "
-    "other folds, all others are as trained."
+    "On the line, held-out probabilities mean what they say; bars are 95 % intervals of the first. Blends are "
+    "calibrated by the other folds, all others are as trained."
 )
 NO_ENERGIES = "not possible here: no formation energies"
 
@@ -190,7 +191,7 @@ def _notes(
             ("S2SNet", settings.epochs, {"s2snet"} & asked),
             ("S2SNet as printed", settings.printed_epochs, {"paper"} & asked),
             ("pre-training", settings.pretraining_epochs or settings.epochs, any(m.pretrained for m in methods)),
-            ("CGCNN and MEGNet", settings.graph_epochs, {"cgcnn", "megnet"} & asked),
+            ("CGCNN and MEGNet", settings.graph_epochs, set(GRAPHS) & asked),
         )
         if count and of
     ]:
@@ -249,8 +250,9 @@ def _paper_tables(cells: _Cells, methods: Sequence[Method], settings: BenchmarkS
         for name in names:
             if name not in titles and name != names[0]:
                 continue
-            own = ours(f"{name}-pretrained") if f"{name}-pretrained" in titles else NO_ENERGIES
-            own = own if name in titles else "-"
+            known_energies = any(method.name.endswith("-pretrained") and method.family in GRAPHS for method in methods)
+            own = "-" if known_energies or name not in titles else NO_ENERGIES
+            own = ours(f"{name}-pretrained") if f"{name}-pretrained" in titles else own
             known = TABLE_2[paper] if name == names[0] else {}
             lines.append(_row(titles.get(name, paper), known, own, ours(name)))
         if paper == "MEGNet":

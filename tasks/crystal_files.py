@@ -5,8 +5,11 @@ one text into a structure, in whatever process. A crystal that cannot be read is
 """
 
 import fnmatch
+import gzip
+import io
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -86,8 +89,12 @@ def read_crystals(source: str) -> Iterator[CrystalText]:
 
 
 def check_there(source: str) -> None:
-    """Raise InputError for a path where nothing is; a URL is not asked."""
-    if "://" not in source and not Path(source).exists():
+    """Raise InputError for a path where nothing is, or that may not be looked at; a URL is not asked."""
+    try:
+        missing = "://" not in source and not Path(source).exists()
+    except OSError as error:
+        raise InputError(f"Cannot read {source}: {error.strerror}") from error
+    if missing:
         raise InputError(f"Cannot read {source}: there is no such file or folder")
 
 
@@ -145,9 +152,22 @@ def _read_member(name: str, data: bytes, source: str) -> Iterator[CrystalText]:
         yield replace(item, problem="is no crystal file: its name is neither that of a CIF, a POSCAR nor a JSON file")
     else:
         try:
-            yield from _read_text(name, kind, decode_text(data, name), source)
+            text = decode_text(_unpacked(data) if name.endswith(".gz") else data, name)
+            yield from _read_text(name.removesuffix(".gz"), kind, text, source)
         except InputError as error:
             yield replace(item, problem=str(error))
+
+
+def _unpacked(data: bytes) -> bytes:
+    """The content of a gzipped member."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            found = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot be unpacked: {error}") from error
+    if len(found) > MAX_FILE_BYTES:
+        raise InputError(f"is larger than {MAX_FILE_BYTES} bytes")
+    return found
 
 
 def _read_folder(folder: Path) -> Iterator[CrystalText]:

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 from pymatgen.core.structure import Structure
 
 from tasks.exceptions import InputError
@@ -15,7 +16,11 @@ LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
 ANGLES = ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
 CRYSTAL_SYSTEM = ("_symmetry_cell_setting", "_space_group_crystal_system")  # may stand for some of the cell
 POSITION = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
-LABEL, OCCUPANCY = "_atom_site_label", "_atom_site_occupancy"
+LABEL, TYPE, OCCUPANCY = "_atom_site_label", "_atom_site_type_symbol", "_atom_site_occupancy"
+SYMMETRY = ("space_group_name", "equiv_pos_as_xyz", "symop_operation_xyz", "int_tables_number", "space_group_it_number")
+NO_SYMMETRY = ("P1", "1", "x,y,z", "?", ".")
+NO_ATOM = re.compile(r"(OH|[Ww]at|NO3|Va)(?![a-z])")  # pymatgen would leave these out, or take them for one atom
+ABOVE_ONE = 1e-6  # by which occupancies of a site may sum to more than 1
 SITE_DECIMALS = 4  # of fractional coordinates; pymatgen takes sites that agree in them for one
 TITLE_TO_VECTORS = 5  # lines of a POSCAR: title, scale, three cell vectors
 
@@ -28,7 +33,7 @@ def structure_from_cif(text: str) -> Structure:
     try:
         if len(text) > LONG_CIF:
             _check_number_of_sites([block.data for block in CifFile.from_str(text).data.values()])
-        parser = CifParser.from_str(text, occupancy_tolerance=1.0)
+        parser = CifParser.from_str(text, occupancy_tolerance=1 + ABOVE_ONE)
     except InputError:
         raise
     except (ValueError, ZeroDivisionError) as error:  # of pymatgen's reader of loops
@@ -51,14 +56,30 @@ def structure_from_cif(text: str) -> Structure:
         raise
     if len(parsed) != 1:
         raise InputError(f"holds {len(parsed)} structures; one a file is allowed")
+    if any("Defaulting to P1" in told for told in getattr(parser, "warnings", ())):
+        _check_symmetry(blocks)
     return parsed[0]
 
 
 def _crystals_only(text: str) -> str:
-    """A CIF without the blocks of a publisher, which tell of no cell, where another block does."""
-    blocks = re.split(r"(?m)^(?=data_)", text)
-    crystals = [block for block in blocks if LENGTHS[0] in block]
-    return "".join(crystals) if crystals and len(crystals) < len(blocks) else text
+    """A CIF without the blocks that list no atoms, such as a publisher's, where another block does."""
+    blocks = re.split(r"(?im)^(?=\s*data_\S)", text)
+    crystals = [block for block in blocks if re.search(rf"(?m)^\s*{POSITION[0]}\b", block)]
+    if len(crystals) > 1:
+        raise InputError(f"holds {len(crystals)} structures; one a file is allowed")
+    return crystals[0] if crystals else text
+
+
+def _check_symmetry(blocks: dict[str, dict[str, Any]]) -> None:
+    """Raise InputError for a symmetry that is told and was not understood: each site would stand for one atom."""
+    for block in blocks.values():
+        for key, value in block.items():
+            told = "".join(_as_list(value)).replace(" ", "")
+            if any(name in key.lower() for name in SYMMETRY) and told not in NO_SYMMETRY:
+                raise InputError(
+                    f"has the {key} {value!r}, which is not understood; list the operations "
+                    "(_symmetry_equiv_pos_as_xyz), or give the number of the space group (_space_group_IT_number)"
+                )
 
 
 def _check_number_of_sites(blocks: list[dict[str, Any]]) -> None:
@@ -91,7 +112,12 @@ def _check_sites(name: str, block: dict[str, Any]) -> None:
     for key in (LABEL, *POSITION):
         if key not in block:
             raise InputError(f"is cut short or lists no atoms: its block data_{name} has no {key}")
+    if isinstance(block[LABEL], str):
+        raise InputError(f"lists its atom {block[LABEL]} outside of a loop_; atoms are read from a loop_")
     labels = _column(block, LABEL)
+    for symbol in _column(block, TYPE) or labels:
+        if NO_ATOM.match(symbol):
+            raise InputError(f"lists {symbol!r} as an atom, which is none; list atoms one by one, and no vacancies")
     for key in POSITION:
         for label, value in zip(labels, _column(block, key), strict=False):
             if not math.isfinite(_number(value)):
@@ -104,17 +130,21 @@ def _check_sites(name: str, block: dict[str, Any]) -> None:
 def _crowded_site(blocks: dict[str, dict[str, Any]], total: float) -> str:
     """The sentence about a site of too many atoms, with the labels where they are listed at one place."""
     places = defaultdict(list)
-    for number, block in enumerate(blocks.values()):
+    occupancies: dict[str, float] = {}
+    for block in blocks.values():
         columns = (_column(block, key) for key in (LABEL, *POSITION))
         for label, *position in zip(*columns, strict=False):
-            place = tuple(round(_number(value) % 1, SITE_DECIMALS) % 1 for value in position)
-            places[number, place].append(label)
-        occupancies = dict(zip(_column(block, LABEL), _column(block, OCCUPANCY), strict=False))
-        for label, value in occupancies.items():
-            if _number(value) > 1:
+            places[tuple(round(_number(value) % 1, SITE_DECIMALS) % 1 for value in position)].append(label)
+        for label, value in zip(_column(block, LABEL), _column(block, OCCUPANCY), strict=False):
+            occupancies[label] = 1.0 if value == "?" else _number(value)
+            if occupancies[label] > 1:
                 return f"site {label} has the occupancy {value}; at most 1 is allowed"
-    shared = next((labels for labels in places.values() if len(labels) > 1), None)
-    if shared:
+    crowded = (
+        labels
+        for labels in places.values()
+        if len(labels) > 1 and math.isclose(sum(occupancies.get(one, 1.0) for one in labels), total, rel_tol=1e-6)
+    )
+    if shared := next(crowded, None):
         named = f"{', '.join(shared[:-1])} and {shared[-1]} are on one site, where their occupancies"
     else:
         named = "an atom and another one's image by symmetry are on one site, where the occupancies"
@@ -122,7 +152,10 @@ def _crowded_site(blocks: dict[str, dict[str, Any]], total: float) -> str:
 
 
 def _column(block: dict[str, Any], key: str) -> list[str]:
-    value = block.get(key, [])
+    return _as_list(block.get(key, []))
+
+
+def _as_list(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
@@ -142,6 +175,7 @@ def structure_from_poscar(text: str) -> Structure:
     """The structure in a POSCAR; InputError where it names no elements: pymatgen would make it of H, He, Li."""
     from pymatgen.io.vasp.inputs import Poscar
 
+    text = _plain_head(text)
     try:
         poscar = Poscar.from_str(text, read_velocities=False)
     except Exception as error:  # it fails in every way on damaged files
@@ -152,6 +186,25 @@ def structure_from_poscar(text: str) -> Structure:
         raise InputError("names no elements; a line of symbols above the numbers of atoms is needed")
     structure: Structure = poscar.structure
     return structure
+
+
+def _plain_head(text: str) -> str:
+    """A POSCAR without comments behind cell, symbols and numbers, and with a factor where its scale is a volume.
+
+    VASP reads both; pymatgen scales Cartesian positions by the volume itself.
+    """
+    lines = text.splitlines()
+    for number in range(1, min(len(lines), TITLE_TO_VECTORS + 2)):
+        lines[number] = re.split("[!#]", lines[number], maxsplit=1)[0].rstrip()
+    vectors = lines[2:TITLE_TO_VECTORS]
+    if len(vectors) == 3 and _holds_numbers(lines[1], 1) and all(_holds_numbers(line, 3) for line in vectors):
+        scale, volume = (
+            float(lines[1]),
+            abs(np.linalg.det([[float(word) for word in line.split()] for line in vectors])),
+        )
+        if scale < 0 < volume:
+            lines[1] = repr(float((-scale / volume) ** (1 / 3)))
+    return "\n".join(lines) + "\n"
 
 
 def _poscar_problem(text: str) -> str | None:

@@ -345,17 +345,19 @@ def reliability_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, f
     ----------
     panels
         By split and model, the rows of a reliability curve: ``predicted``, ``observed``, ``materials``, and the ends
-        ``low`` and ``high`` of its interval. The model named first stands out, with its intervals.
+        ``low`` and ``high`` of its interval. The model named first of all stands out, with its intervals.
     """
-    colours = _colours(panels, next((model for models in panels.values() for model in models), ""))
+    first = next((model for models in panels.values() for model in models), "")
+    colours = _colours(panels, first)
     with mpl.rc_context(STYLE):
         rows = max((len(models) for models in panels.values()), default=0)
         figure = Figure(figsize=(4.1 * len(panels), 4.7 + 0.18 * rows), layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
-            for place, (model, curve) in enumerate(models.items()):
-                if not place:
+            for model, curve in models.items():
+                own = model == first
+                if own:
                     bars = _columns_of(curve, "predicted", "low", "high")
                     axis.vlines(*bars, color=colours[model], linewidth=0.9, alpha=0.6)
                 axis.plot(
@@ -363,9 +365,9 @@ def reliability_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, f
                     label=f"{model}: {calibration_error(curve):.3f}",
                     color=colours[model],
                     marker="o",
-                    markersize=3 if place else 4.5,
-                    linewidth=1.0 if place else 2.2,
-                    zorder=2 if place else 3,
+                    markersize=4.5 if own else 3,
+                    linewidth=2.2 if own else 1.0,
+                    zorder=3 if own else 2,
                 )
             axis.set(
                 title=split, xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="S"

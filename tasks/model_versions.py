@@ -11,12 +11,7 @@ from tasks.model_store import chosen_version, latest_version, model_folder, prom
 from tasks.workspace import Workspace
 
 HEADLINE = {"bnas": "r2_log_all", "s2snet": "roc_auc"}  # the score that a version is judged by: higher is better
-HONEST_SPLITS = (
-    "chemical-system",
-    "family",
-    "year",
-    "random",
-)  # the first of these that was run is the one that counts
+HONEST_SPLITS = ("chemical-system", "family", "year", "random")  # the first of these that was run counts
 
 
 class ModelVersion(BaseModel):
@@ -77,16 +72,16 @@ def tell_in_use(workspace: Workspace, name: str, before: str | None) -> str:
     chosen, latest = chosen_version(workspace, name), latest_version(workspace, name)
     if chosen != latest:
         return f"Screening and prediction still ask {chosen}, which was promoted; meissner models promote {latest}"
-    told = f"Screening and prediction ask {latest} from now on"
-    if before in (None, latest):
-        return told
-    told += f", in place of {before}"
+    if before is None:
+        return f"Screening and prediction ask {latest}"
+    if before == latest:
+        return f"Screening and prediction ask {latest}, as before"
+    told = f"Screening and prediction ask {latest} from now on, in place of {before}"
     old, new = (read_version(workspace, name, version).scores for version in (before, latest))
     for split in HONEST_SPLITS:
         was, now = (found.get(split, {}).get(HEADLINE[name]) for found in (old, new))
         if was is not None and now is not None:
-            word = "worse" if now < was else "better" if now > was else "equal"
-            told += f": {word} on folds {split}, {now:.2f} after {was:.2f}"
+            told += f" ({now:.2f} on folds {split}, where that had {was:.2f})"
             break
     return f"{told}; back: meissner models promote {before}"
 

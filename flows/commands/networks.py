@@ -39,7 +39,7 @@ app.add_typer(benchmark, name="benchmark", no_args_is_help=True)
 
 
 def _train(name: str, profile: str | None, workspace: str | None, data: str | None = None, **choices: Any) -> None:
-    from flows.display import print_scores
+    from flows.display import PLAIN, print_scores
     from tasks.exceptions import MissingStageError
     from tasks.model_store import chosen_version
     from tasks.model_versions import tell_in_use
@@ -64,7 +64,7 @@ def _train(name: str, profile: str | None, workspace: str | None, data: str | No
         place = collection(place, collection_name(data))
     print_scores(console, place, (name,))
     if not data:
-        console.print(tell_in_use(place, name, before))
+        console.print(tell_in_use(place, name, before), **PLAIN)
     console.print(f"The network, its scores and figures: {location(place, f'models/{name}')}")
 
 

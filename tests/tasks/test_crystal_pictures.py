@@ -1,7 +1,5 @@
 """Still pictures of crystals: what covers what, where bonds end, and where they are seen from."""
 
-import time
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -90,6 +88,6 @@ def test_a_title_stands_over_the_picture_and_fits_into_it():
 def test_a_crystal_of_hundreds_of_atoms_is_drawn_in_seconds():
     structure = read_structure(CRYSTALS / "BaFe2S3.cif").make_supercell([2, 2, 4])
     assert len(structure) == 384
-    start = time.process_time()
-    figure_bytes(still_figure(structure, {"one": np.zeros(384), "two": np.zeros(384)}))
-    assert time.process_time() - start < 30
+    figure = still_figure(structure, {"one": np.zeros(384), "two": np.zeros(384)})
+    assert [len(axis.collections) for axis in figure.axes[:2]] == [1, 1]  # an artist an atom would take a minute
+    figure_bytes(figure)

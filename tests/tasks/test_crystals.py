@@ -1,5 +1,6 @@
 """Crystals: every kind of source, standard cells, duplicates, and a hash of content."""
 
+import gzip
 import io
 import json
 import os
@@ -209,6 +210,8 @@ def cif_with(sites):
 
 
 NB = cif_with("Nb1 Nb 0 0 0 1")
+P1 = "_symmetry_Int_Tables_number 1\nloop_\n_symmetry_equiv_pos_as_xyz\n 'x, y, z'\n"
+SINGLE = "_atom_site_label Cr1\n_atom_site_fract_x 0\n_atom_site_fract_y 0\n_atom_site_fract_z 0\n"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,15 @@ NB = cif_with("Nb1 Nb 0 0 0 1")
         ),
         pytest.param(cif_with("Nb1 Nb nan 0 0 1"), "site Nb1 has the _atom_site_fract_x 'nan'", id="position-of-nan"),
         pytest.param(cif_with("Nb1 Nb 0 0 ? 1"), "site Nb1 has the _atom_site_fract_z", id="position-unknown"),
+        pytest.param(
+            cif_with("Nb1 Nb 0 0 0 .5\nTi1 Ti 0 0 0 .5\nV1 V .5 .5 .5 .7\nCr1 Cr .5 .5 .5 .7"),
+            "V1 and Cr1 are on one site, .* sum to 1.4",
+            id="crowded-beside-a-full-site",
+        ),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1\nO1 OH .5 .5 .5 1"), "lists 'OH' as an atom", id="hydroxyl"),
+        pytest.param(cif_with("Nb1 Nb 0 0 0 1\nVa1 Va .5 .5 .5 1"), "lists 'Va' as an atom", id="vacancy"),
+        pytest.param(NB.replace(P1, "_space_group_name_Hall '-F 4 2 3'\n"), "Hall '-F 4 2 3', which is", id="symmetry"),
+        pytest.param(NB.split("loop_\n_atom")[0] + SINGLE, "its atom Cr1 outside of a loop_", id="atom-without-a-loop"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 ."), "_atom_site_occupancy '.'; allowed", id="occupancy-not-told"),
         pytest.param(cif_with("Nb1 Nb . 0 0 1"), "site Nb1 has the _atom_site_fract_x '.'", id="position-not-told"),
         pytest.param(cif_with("Nb1 Nb 0 0 0 -.5"), "_atom_site_occupancy '-.5'; allowed", id="occupancy-below-0"),
@@ -255,6 +267,32 @@ def test_single_files_that_are_no_crystal(tmp_path, text, reason):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=reason):
         read_structure(path)
+
+
+def test_occupancies_that_sum_to_one_but_for_rounding_are_read(tmp_path):
+    path = tmp_path / "crystal.cif"
+    shares = zip(("Nb", "Ti", "V", "Ta"), (0.2, 0.4, 0.3, 0.1), strict=True)
+    path.write_text(cif_with("\n".join(f"{symbol}1 {symbol} 0 0 0 {share}" for symbol, share in shares)))
+    assert len(read_structure(path)) == 1
+
+
+def test_a_poscar_may_have_comments_and_its_volume_as_scale(tmp_path):
+    head = "CsCl\n-64 ! volume\n2 0 0 # a\n0 2 0\n0 0 2\nCs Cl ! symbols\n1 1 ! atoms\n"
+    (tmp_path / "POSCAR").write_text(f"{head}Cartesian\n0 0 0\n1 1 1\n")
+    found = read_structure(tmp_path / "POSCAR")
+    assert found.formula == "Cs1 Cl1"
+    assert found.volume == pytest.approx(64)
+    np.testing.assert_allclose(found.frac_coords, [[0, 0, 0], [0.5, 0.5, 0.5]], atol=1e-9)
+
+
+def test_gzipped_members_of_a_folder_are_read(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "nb.cif.gz").write_bytes(gzip.compress(NB.encode()))
+    (folder / "cut.cif.gz").write_bytes(gzip.compress(NB.encode())[:30])
+    rows, refused = gather(folder)
+    assert [row["crystal_id"] for row in rows] == ["nb"]
+    assert "cannot be unpacked" in refused["cut.cif.gz"]
 
 
 def test_blocks_of_a_publisher_are_left_out(tmp_path):

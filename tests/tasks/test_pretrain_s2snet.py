@@ -213,13 +213,13 @@ def test_the_commands_pretrain_and_train(tmp_path, rows):
     assert stored.config["pretrained"] == version
     assert "S2SNet" in shown
     assert "network and trees" not in shown
-    assert f"Screening and prediction ask {stored.version} from now on\n" in shown
+    assert f"Screening and prediction ask {stored.version}\n" in shown
     shown = run("train", "s2snet", "--folds", "2", "--split", "random")
     latest = load_model(workspace, "s2snet").version
     assert "network and trees" in shown
     assert re.search(r"Its network alone: random \d\.\d\d .*\nIts trees alone: random \d\.\d\d ", shown)
-    assert f"ask {latest} from now on, in place of {stored.version}: " in shown
-    assert re.search(r" on folds random, \d\.\d\d after \d\.\d\d; back: ", shown)
+    assert f"ask {latest} from now on, in place of {stored.version} (" in shown
+    assert re.search(r"\d\.\d\d on folds random, where that had \d\.\d\d\); back: ", shown)
     assert f"back: meissner models promote {stored.version}" in shown
 
 
