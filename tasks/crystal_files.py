@@ -98,6 +98,15 @@ def check_there(source: str) -> None:
         raise InputError(f"Cannot read {source}: there is no such file or folder")
 
 
+def check_single(path: Path) -> None:
+    """Raise InputError for what is not there, and for folders and archives, where one file is expected."""
+    check_there(str(path))
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give its files: {path}/*")
+    if is_archive(path.name):
+        raise InputError(f"{path} is an archive; unpack it and give its files: FOLDER/*")
+
+
 def crystal_kind(name: str) -> str | None:
     """How a file is read, by its name; None where it is no crystal."""
     name = name.removesuffix(".gz")

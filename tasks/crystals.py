@@ -17,12 +17,11 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
-from tasks.archives import is_archive
 from tasks.crystal_files import (
     CRYSTAL_NAMES,
     CrystalText,
     build_structure,
-    check_there,
+    check_single,
     crystal_kind,
     read_crystals,
 )
@@ -63,13 +62,7 @@ def read_structure(path: str | Path) -> Structure:
     InputError
         If the file is missing, unreadable, or holds no or several crystals; the message names the file.
     """
-    check_there(str(path))
-    if Path(path).is_dir():
-        raise InputError(f"{path} is a folder; one CIF, POSCAR or JSON file is expected: give its files, {path}/*")
-    if is_archive(str(path)):
-        raise InputError(
-            f"{path} is an archive; one CIF, POSCAR or JSON file is expected: unpack it and give its files, FOLDER/*"
-        )
+    check_single(Path(path))
     if Path(path).name.lower().endswith((".csv", ".csv.gz")):
         raise InputError(f"{path} is a table of crystals; one CIF, POSCAR or JSON file is expected")
     if not crystal_kind(Path(path).name):

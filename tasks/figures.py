@@ -135,9 +135,7 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
 
     colours = _colours(panels, network)
     with mpl.rc_context(STYLE):
-        rows = max((len(models) for models in panels.values()), default=0)
-        figure = Figure(figsize=(4.1 * len(panels), 4.6 + 0.18 * rows), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        figure, axes = _square_panels(panels)
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
             for model, (label, probability) in sorted(models.items(), key=lambda item: item[0] != network):
@@ -156,8 +154,7 @@ def roc_figure(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], 
                 )
             axis.set(title=split, xlabel="false positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal", anchor="S")
             if len(axis.lines) > 1:
-                below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
-                axis.legend(title="area under the curve", fontsize=7.5, title_fontsize=7.5, **below)
+                _legend_below(axis, "area under the curve")
         axes[0].set_ylabel("true positive rate")
         return figure
 
@@ -350,16 +347,14 @@ def reliability_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, f
     first = next((model for models in panels.values() for model in models), "")
     colours = _colours(panels, first)
     with mpl.rc_context(STYLE):
-        rows = max((len(models) for models in panels.values()), default=0)
-        figure = Figure(figsize=(4.1 * len(panels), 4.7 + 0.18 * rows), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+        figure, axes = _square_panels(panels)
         for axis, (split, models) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=0)
             for model, curve in models.items():
                 own = model == first
                 if own:
-                    bars = _columns_of(curve, "predicted", "low", "high")
-                    axis.vlines(*bars, color=colours[model], linewidth=0.9, alpha=0.6)
+                    places, low, high = _columns_of(curve, "predicted", "low", "high")
+                    axis.vlines(places, low, high, color=colours[model], linewidth=0.9, alpha=0.6)
                 axis.plot(
                     *_columns_of(curve, "predicted", "observed"),
                     label=f"{model}: {calibration_error(curve):.3f}",
@@ -372,10 +367,22 @@ def reliability_figure(panels: Mapping[str, Mapping[str, Sequence[Mapping[str, f
             axis.set(
                 title=split, xlabel="probability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", anchor="S"
             )
-            below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
-            axis.legend(title="expected calibration error", fontsize=7.5, title_fontsize=7.5, **below)
+            _legend_below(axis, "expected calibration error")
         axes[0].set_ylabel("share that superconducts")
         return figure
+
+
+def _square_panels(panels: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with a square for each panel and room for a legend of its models below."""
+    rows = max((len(models) for models in panels.values()), default=0)
+    figure = Figure(figsize=(4.1 * len(panels), 4.7 + 0.18 * rows), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def _legend_below(axis: Axes, title: str) -> None:
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "frameon": False}
+    axis.legend(title=title, fontsize=7.5, title_fontsize=7.5, **below)
 
 
 def _colours(panels: Mapping[str, Mapping[str, Any]], first: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What versions of the networks there are, how they differ, and which one is in use."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -70,8 +71,9 @@ def tell_in_use(workspace: Workspace, name: str, before: str | None) -> str:
         The version that they asked before it; none: there was none.
     """
     chosen, latest = chosen_version(workspace, name), latest_version(workspace, name)
+    promote = f"meissner models promote --workspace {shlex.quote(workspace.url)}"
     if chosen != latest:
-        return f"Screening and prediction still ask {chosen}, which was promoted; meissner models promote {latest}"
+        return f"Screening and prediction still ask {chosen}, which was promoted; change that: {promote} {latest}"
     if before is None:
         return f"Screening and prediction ask {latest}"
     if before == latest:
@@ -83,7 +85,7 @@ def tell_in_use(workspace: Workspace, name: str, before: str | None) -> str:
         if was is not None and now is not None:
             told += f" ({now:.2f} on folds {split}, where that had {was:.2f})"
             break
-    return f"{told}; back: meissner models promote {before}"
+    return f"{told}; back: {promote} {before}"
 
 
 def read_version(workspace: Workspace, name: str, version: str) -> ModelVersion:

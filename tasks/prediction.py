@@ -22,10 +22,9 @@ from pymatgen.core import Structure
 from models.applicability import TrainingDistance
 from models.crystals import CrystalGraph
 from models.exceptions import CheckpointError, MeissnerError
-from tasks.archives import is_archive
 from tasks.band_sources import bands_from_pymatgen
 from tasks.bnas_ensemble import COVERAGE, BnasEnsemble, load_bnas
-from tasks.crystal_files import CRYSTAL_NAMES, check_there, crystal_kind
+from tasks.crystal_files import CRYSTAL_NAMES, check_single, crystal_kind
 from tasks.crystals import read_structure
 from tasks.exceptions import InputError, MissingStageError
 from tasks.grids import grid_of, make_grid
@@ -233,11 +232,7 @@ def _predict_file(
 
 def _check_takes(path: Path) -> None:
     """Raise InputError for what is not there, and for what is no single file of a kind that is read."""
-    check_there(str(path))
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give its files: {path}/*")
-    if is_archive(path.name):
-        raise InputError(f"{path} is an archive; unpack it and give its files: FOLDER/*")
+    check_single(path)
     if not (crystal_kind(path.name) or _is_vasprun(path) or _is_model(path)):
         raise InputError(f"{path} is no file that is read, by its name; allowed are {TAKES}")
 

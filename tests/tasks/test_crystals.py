@@ -377,7 +377,7 @@ def test_read_structure(tmp_path, magnesium_diboride):
     for read in (read_structure, lambda path: list(read_crystals(str(path)))):
         with pytest.raises(InputError, match=r"absent\.docx: there is no such file"):
             read(tmp_path / "absent.docx")
-    with pytest.raises(InputError, match="one CIF, POSCAR or JSON file"):
+    with pytest.raises(InputError, match="is a folder; give its files"):
         read_structure(tmp_path)
 
 

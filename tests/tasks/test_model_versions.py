@@ -49,7 +49,7 @@ def test_after_a_training_it_is_told_which_version_is_in_use(two):
     assert tell_in_use(workspace, "s2snet", new) == f"Screening and prediction ask {new}, as before"
     told = tell_in_use(workspace, "s2snet", old)
     assert told.startswith(f"Screening and prediction ask {new} from now on, in place of {old} (")
-    assert told.endswith(f"; back: meissner models promote {old}")
+    assert told.endswith(f"; back: meissner models promote --workspace {workspace.url} {old}")
     for version, value in ((old, 0.84), (new, 0.31)):
         metrics = workspace.read_json(f"models/s2snet/{version}/metrics.json")
         metrics["scores"]["chemical-system"]["s2snet"]["roc_auc"]["value"] = value
@@ -58,7 +58,8 @@ def test_after_a_training_it_is_told_which_version_is_in_use(two):
     assert f"in place of {old} (0.31 on folds chemical-system, where that had 0.84); back: " in told
     promote(workspace, "s2snet", old)
     assert tell_in_use(workspace, "s2snet", old) == (
-        f"Screening and prediction still ask {old}, which was promoted; meissner models promote {new}"
+        f"Screening and prediction still ask {old}, which was promoted; "
+        f"change that: meissner models promote --workspace {workspace.url} {new}"
     )
 
 

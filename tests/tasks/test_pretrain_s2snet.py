@@ -220,7 +220,7 @@ def test_the_commands_pretrain_and_train(tmp_path, rows):
     assert re.search(r"Its network alone: random \d\.\d\d .*\nIts trees alone: random \d\.\d\d ", shown)
     assert f"ask {latest} from now on, in place of {stored.version} (" in shown
     assert re.search(r"\d\.\d\d on folds random, where that had \d\.\d\d\); back: ", shown)
-    assert f"back: meissner models promote {stored.version}" in shown
+    assert f"back: meissner models promote --workspace {tmp_path} {stored.version}" in shown
 
 
 def test_held_out_crystals_that_can_tell_nothing_are_refused_before_the_training(tmp_path, rows):
